@@ -1,0 +1,1 @@
+"""Mixers that look back at the tokens themselves."""

@@ -1,0 +1,1 @@
+"""Mixers whose next state is a nonlinear function of the last one."""

@@ -1,0 +1,1 @@
+"""Mixers that discretise a linear system in continuous time."""

@@ -1,0 +1,1 @@
+"""Small layers that mixers and backbones share."""
