@@ -1,4 +1,4 @@
-"""The recurrences, one file each: the equation, a literal reference, the portable parallel path, the choice of backend."""
+"""The recurrences, one file each: the equation, a literal reference, a portable parallel path."""
 
 from seriatim.ops.backend import backend
 
