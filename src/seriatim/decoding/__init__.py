@@ -1,0 +1,1 @@
+"""Choosing tokens and writing sequences with any model, through the contract alone."""
