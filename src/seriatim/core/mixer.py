@@ -1,7 +1,6 @@
 """The contract: (state, segment) -> (outputs, state)."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +25,9 @@ class Mixer(nn.Module, ABC):
         reads_tokens: the input is token ids (B, T) int, not features: models.
     """
 
-    causal: ClassVar[bool] = True
-    constant_state: ClassVar[bool] = True
-    reads_tokens: ClassVar[bool] = False
+    causal: bool = True
+    constant_state: bool = True
+    reads_tokens: bool = False
     dim: int
 
     @abstractmethod

@@ -1,0 +1,59 @@
+"""The family of nonlinear cells: one input projection for the whole segment, then the cell token by token."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from seriatim import ops
+from seriatim.core.errors import check_divisible
+from seriatim.core.mixer import Mixer
+from seriatim.core.state import State
+from seriatim.ops.cell_scan import init_cell_state
+
+__all__ = ["CellMixer"]
+
+
+class CellMixer(Mixer):
+    """A cell of `heads` independent blocks, each dim // heads wide: its recurrent matrices are block diagonal.
+
+    A method names its `cell` and how many `gates` it has; the projection, the scan, resets and padding are done here. The
+    output is the hidden state.
+    """
+
+    cell: ClassVar[str]
+    gates: ClassVar[int]
+
+    def __init__(self, dim: int, heads: int = 1):
+        super().__init__()
+        check_divisible(dim=dim, heads=heads)
+        self.dim, self.heads, self.head_dim = dim, heads, dim // heads
+        self.input = nn.Linear(dim, self.gates * dim)
+        self.recurrent = nn.Parameter(torch.empty(self.gates, heads, self.head_dim, self.head_dim))
+        bound = self.head_dim**-0.5  # as torch.nn.RNN, LSTM and GRU
+        for parameter in (self.input.weight, self.input.bias, self.recurrent):
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def recurrent_bias(self) -> Tensor | None:
+        """(gates, heads, head_dim), added to the recurrent product; most cells need none beside the input's."""
+        return None
+
+    def init_state(self, batch: int) -> State:
+        return init_cell_state(self.cell, batch, self.heads, self.head_dim, like=self.recurrent)
+
+    def mix(self, x: Tensor, state: State, reset: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, State]:
+        inputs = self.input(x).unflatten(-1, (self.gates, self.heads, self.head_dim))
+        hidden, state = ops.cell_scan(
+            self.cell,
+            inputs,
+            self.recurrent.to(inputs.dtype),
+            self._cast_bias(inputs.dtype),
+            state=state,
+            reset=reset,
+            lengths=lengths,
+        )
+        return hidden.flatten(-2), state
+
+    def _cast_bias(self, dtype: torch.dtype) -> Tensor | None:
+        bias = self.recurrent_bias()
+        return None if bias is None else bias.to(dtype)
