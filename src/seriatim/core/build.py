@@ -73,7 +73,7 @@ def spec(module: Any) -> dict[str, Any]:
 def check_options(cls: type, name: str, options: Mapping[str, Any]) -> None:
     """Raises SeriatimError, with the signature, unless `cls(**options)` has the options it takes."""
     signature = inspect.signature(cls)
-    shown = f"{name}({', '.join(str(p).replace(' ', '') for p in signature.parameters.values())})"
+    shown = f"{name}({', '.join(map(str, signature.parameters.values()))})"
     unknown = [option for option in options if option not in signature.parameters]
     if unknown:
         raise SeriatimError(f"{name} has no option {unknown[0]!r}; its signature is {shown}")
