@@ -147,7 +147,7 @@ def test_gradients_are_off_only_inside(model):
     ("prompts", "options", "message"),
     [
         ([[1], []], {}, "prompt 1 is empty"),
-        ([[1], [3, 11]], {}, "prompt 1 holds the token 11; the model's tokens run from 0 to 10"),
+        ([[1], [3, 11]], {}, "prompt 1 holds the token 11; tokens run from 0 to 10"),
         ([[-1]], {}, "holds the token -1"),
         (None, {}, "prompts is None"),
         ([[1]], {"tokens": -1}, "tokens is -1"),

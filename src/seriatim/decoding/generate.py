@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from seriatim.core import state as states
 from seriatim.core.errors import SeriatimError
@@ -43,11 +44,11 @@ def generate(
 
     Args:
         model: reads (B, T) token ids, returns logits (B, T, vocab), is causal.
-        prompts: B sequences of token ids (lists, arrays or tensors), of any lengths; after a session None is no new prompt.
+        prompts: B sequences of token ids (lists, arrays or tensors), of any lengths; None with a session: nothing new.
         tokens: how many tokens to write for each row at most.
         sampler: how a token is chosen; None is `Sampler()`, a plain draw.
-        generator: where the randomness comes from; None is torch's global one, which a session cannot keep. Its state is
-            set to the session's, where the session has one.
+        generator: where the randomness comes from; None is torch's global one, which a session does not keep. It takes
+            the session's state, where the session has one.
         session: go on from here: `Generation.session` of an earlier call, or `load_session`.
         begin: the token that begins every document. Without a session it is read before each prompt that does not start
             with it, and wherever it is read the model forgets what came before, as it did in training.
@@ -119,29 +120,34 @@ def _read(
     if session is not None:
         if len(rows) != len(session.pending):
             raise SeriatimError(f"prompts has {len(rows)} prompts; the session has {len(session.pending)} rows")
-        continued = session.active | torch.tensor([len(row) > 0 for row in rows], device=device)
+        active = session.active | torch.tensor([len(row) > 0 for row in rows], device=device)
         rows = [torch.cat([last[None], row]) for last, row in zip(session.pending, rows, strict=True)]
     else:
-        continued = torch.ones(len(rows), dtype=torch.bool, device=device)
+        active = torch.ones(len(rows), dtype=torch.bool, device=device)
         rows = [_begun(row, begin) for row in rows]
     state = model.init_state(len(rows)) if session is None else session.state
     vocabulary = _vocabulary(model, state, len(rows), device)
     _check_ids(rows, vocabulary)
 
-    lengths = torch.tensor([len(row) - 1 for row in rows], dtype=torch.long, device=device)
-    seen = torch.zeros(len(rows), vocabulary, dtype=torch.bool, device=device) if session is None else session.seen.clone()
+    seen = torch.zeros(len(rows), vocabulary, dtype=torch.bool, device=device)
+    seen = seen if session is None else session.seen.clone()
     for row, ids in enumerate(rows):
         seen[row, ids] = True
-    longest = int(lengths.max()) if rows else 0
+    state = _read_segments(model, state, [row[:-1] for row in rows], begin)
+    pending = torch.stack([row[-1] for row in rows]) if rows else active.long()
+    return Session(state, pending, active, seen, _generator_state(generator))
+
+
+def _read_segments(model: Mixer, state: states.State, rows: Sequence[Tensor], begin: int | None) -> states.State:
+    """The state after rows of different lengths, a segment at a time."""
+    lengths = torch.tensor([len(row) for row in rows], dtype=torch.long)
+    longest = max((len(row) for row in rows), default=0)
     for start in range(0, longest, SEGMENT):
-        part = torch.zeros(len(rows), min(SEGMENT, longest - start), dtype=torch.long, device=device)
-        for row, ids in enumerate(rows):
-            ids = ids[:-1][start : start + SEGMENT]
-            part[row, : len(ids)] = ids
-        reset = None if begin is None else part == begin
-        _, state = model(part, state, reset=reset, lengths=(lengths - start).clamp(0, part.size(1)))
-    pending = torch.stack([row[-1] for row in rows]) if rows else lengths
-    return Session(state, pending, continued, seen, _generator_state(generator))
+        parts = [row[start : start + SEGMENT] for row in rows]
+        segment = pad_sequence(parts, batch_first=True)
+        reset = None if begin is None else segment == begin
+        _, state = model(segment, state, reset=reset, lengths=(lengths - start).clamp(0, segment.size(1)))
+    return state
 
 
 def _begun(row: Tensor, begin: int | None) -> Tensor:
@@ -167,11 +173,11 @@ def _vocabulary(model: Mixer, state: states.State, batch: int, device: torch.dev
 def _check_ids(rows: Sequence[Tensor], vocabulary: int) -> None:
     for index, row in enumerate(rows):
         if not len(row):
-            raise SeriatimError(f"prompt {index} is empty; give at least one token, or `begin`, the token that begins a document")
+            raise SeriatimError(f"prompt {index} is empty; it must hold a token, unless `begin` is given")
         lowest, highest = int(row.min()), int(row.max())
         if lowest < 0 or highest >= vocabulary:
             wrong = lowest if lowest < 0 else highest
-            raise SeriatimError(f"prompt {index} holds the token {wrong}; the model's tokens run from 0 to {vocabulary - 1}")
+            raise SeriatimError(f"prompt {index} holds the token {wrong}; tokens run from 0 to {vocabulary - 1}")
 
 
 def _generator_state(generator: torch.Generator | None) -> Tensor:

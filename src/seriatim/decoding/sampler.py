@@ -76,4 +76,4 @@ def _check_finite(logits: "Tensor") -> None:
     wrong = ~logits.amax(-1).isfinite()
     if bool(wrong.any()):
         row = int(wrong.nonzero()[0, 0])
-        raise SeriatimError(f"logits of row {row} are not finite; the model's weights or its state hold NaN or infinity")
+        raise SeriatimError(f"logits of row {row} are not finite; the model's weights or state hold NaN or infinity")

@@ -18,10 +18,10 @@ __all__ = ["Session", "fingerprint", "load_session", "save_session"]
 
 
 class Session(NamedTuple):
-    """Everything that what comes next depends on. Going on from it gives the tokens that never stopping would have given.
+    """All that the tokens to come depend on: going on from it gives what never stopping would have given.
 
-    The last token of each row, read from the prompt or chosen, has not been read by the model: it is `pending`, and the
-    first thing that is read when the generation goes on. So the end of a prompt and the end of a generation are the same.
+    The last token of each row, the prompt's or a chosen one, was not read by the model yet: it is `pending`, the first
+    thing to be read when the generation goes on. So the end of a prompt and the end of a generation are the same.
     """
 
     state: State  # after every token but the pending one
@@ -46,7 +46,7 @@ def save_session(session: Session, path: str | PathLike[str], model: nn.Module) 
 
 
 def load_session(path: str | PathLike[str], model: Mixer) -> Session:
-    """Reads a session of this model. Raises SeriatimError, one line, where the file is another model's or no session."""
+    """Reads a session of this model. Raises SeriatimError where the file is another model's, or no session."""
     device = next(model.parameters()).device
     rows = torch.zeros(1, dtype=torch.long, device=device)
     like = Session(
