@@ -15,7 +15,7 @@ How the parts meet (what the command line does):
     tokenizer = load_tokenizer("bytes")                    # seriatim.data.tokenizer
     seed(settings.seed)                                    # seriatim.train.generators: before the weights are drawn
     model = build(model_spec)
-    batches = ContiguousBatches(corpus.train, tokenizer, batch=settings.batch, window=settings.window, seed=settings.seed)
+    batches = ContiguousBatches(corpus.train, tokenizer, settings.batch, settings.window, settings.seed)
     held_out = EvaluationBatches(corpus.validation, tokenizer, batch=16, window=settings.window, tokens=100_000)
     result = fit(model, next_token, batches, settings, run, evaluation=lambda model: evaluate(model, held_out))
 

@@ -20,18 +20,18 @@ class TrainSettings:
     Raises SeriatimError, naming the field, where a value is out of range.
     """
 
-    steps: int = _option(1000, "updates of the weights; 0: as many as `minutes` allow, the schedule following the clock")
-    minutes: float = _option(0.0, "stop after this many minutes of training, evaluations not counted; 0: no limit", True)
+    steps: int = _option(1000, "updates of the weights; 0: as many as minutes allow, the schedule following the clock")
+    minutes: float = _option(0.0, "stop after so many minutes of training, evaluations not counted; 0: no limit", True)
     batch: int = _option(16, "sequences in a batch")
     window: int = _option(256, "tokens of a sequence that gradients flow through")
     carry: bool | None = _option(
         None,
-        "true: read documents in order and carry the state from window to window; false: shuffled windows, each on its own; "
-        "null: carry where the model's state is constant in size",
+        "true: read documents in order and carry the state from window to window; false: shuffled windows, each on its "
+        "own; null: carry where the model's state is constant in size",
     )
     accumulate: int = _option(1, "batches whose gradients are averaged into one update")
     learning_rate: float = _option(2e-3, "the highest learning rate")
-    schedule: Literal["cosine", "linear", "constant"] = _option("cosine", "how the learning rate falls after the warm-up")
+    schedule: Literal["cosine", "linear", "constant"] = _option("cosine", "how the learning rate falls after warm-up")
     warmup: float = _option(0.05, "share of the run in which the learning rate rises")
     final_rate: float = _option(0.1, "the learning rate at the end, as a share of the highest")
     weight_decay: float = _option(0.1, "AdamW's decay of weight matrices; norms, biases, gates and A_log never decay")
@@ -56,7 +56,8 @@ class TrainSettings:
             batch=self.batch, window=self.window, accumulate=self.accumulate, learning_rate=self.learning_rate,
             checkpoint_every=self.checkpoint_every, keep=self.keep, log_every=self.log_every,
         )  # fmt: skip
-        for name in ("steps", "minutes", "weight_decay", "clip", "evaluate_every", "evaluate_tokens", "patience", "seed"):
+        at_least_zero = "steps minutes weight_decay clip evaluate_every evaluate_tokens patience seed"
+        for name in at_least_zero.split():
             if not getattr(self, name) >= 0:
                 raise SeriatimError(f"{name} is {getattr(self, name)}; it must be 0 or more")
         for name in ("warmup", "final_rate"):
