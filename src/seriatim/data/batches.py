@@ -1,8 +1,8 @@
 """Batches for training: endless, shuffled by a seed, resumed exactly from one number.
 
-`PackedBatches` cuts the shuffled documents into windows that stand alone; `ContiguousBatches` reads them in order, so that
-the state carries from one batch to the next (truncated back-propagation). In both, one row may hold several documents,
-each beginning with the boundary token where reset is true.
+`PackedBatches` cuts the shuffled documents into windows that stand alone; `ContiguousBatches` reads them in order, so
+that the state carries from one batch to the next (truncated back-propagation). In both, one row may hold several
+documents, each beginning with the boundary token where reset is true.
 """
 
 from abc import ABC, abstractmethod
@@ -126,7 +126,8 @@ class PackedBatches(Batches):
 class ContiguousBatches(Batches):
     """Each row reads its own share of the shuffled documents in order, and goes on in the next batch where it stopped.
 
-    An epoch's first batch begins afresh: each row jumps to its share of the new order (reset is true at its first token).
+    An epoch's first batch begins afresh: each row jumps to its share of the new order (reset is true at its first
+    token).
     """
 
     carries = True

@@ -41,8 +41,8 @@ def load_corpus(source: str | os.PathLike[str]) -> Corpus:
     """Reads a corpus whole into memory.
 
     Args:
-        source: "stdlib", the Python source of the running interpreter's standard library; or the path of a text file; or
-            that of a folder, of which every text file is read, subfolders included and hidden ones not.
+        source: "stdlib", the Python source of the running interpreter's standard library; or the path of a text file;
+            or that of a folder, of which every text file is read, subfolders included and hidden ones not.
 
     Raises:
         SeriatimError: the path does not exist, cannot be read, or holds no text.
@@ -55,7 +55,7 @@ def load_corpus(source: str | os.PathLike[str]) -> Corpus:
         return _read_folder(path, str(path))
     if not path.exists():
         raise SeriatimError(
-            f"data is {str(source)!r}, which does not exist; it must be 'stdlib', a text file or a folder"
+            f"data is {str(source)!r}, which does not exist; it must be 'stdlib', a file or a folder"
         )
     data = _read(path)
     if not data:

@@ -18,8 +18,8 @@ __all__ = ["EvaluationBatches"]
 class EvaluationBatches:
     """Predicts every token of every document exactly once; the state carries from each batch to the next.
 
-    Each row reads whole documents one after another. A document longer than a row's share of the text is cut, so that no
-    row works while the others wait; the part after a cut begins afresh.
+    Each row reads whole documents one after another. A document longer than a row's share of the text is cut, so that
+    no row works while the others wait; the part after a cut begins afresh.
 
     Args:
         documents: the texts, a split of a corpus.

@@ -64,8 +64,9 @@ class Order:
         return int(self._lengths.sum())
 
     def read(self, first: int, tokens: np.ndarray, targets: np.ndarray, reset: np.ndarray) -> int:
-        """Fills the arrays (count,) with the tokens from the place `first` on, the token that follows each in its document
-        (the boundary after the last), and true where a piece begins. Returns how many there were: fewer only at the end.
+        """Fills the arrays (count,) with the tokens from the place `first` on, the token that follows each in its
+        document (the boundary after the last), and true where a piece begins. Returns how many there were: fewer only
+        at the end.
         """
         filled, piece = 0, int(np.searchsorted(self._places, first, "right")) - 1
         while filled < len(tokens) and piece < len(self._starts):
