@@ -7,7 +7,7 @@ from torch import Tensor
 from seriatim.core import ragged
 from seriatim.core.errors import SeriatimError
 
-__all__ = ["check_reset", "check_tensors"]
+__all__ = ["check_lengths", "check_reset", "check_tensors"]
 
 
 def check_tensors(arguments: Mapping[str, tuple[Tensor | None, str]], *, allow_complex: bool = False) -> dict[str, int]:
@@ -46,6 +46,15 @@ def check_reset(reset: Tensor | None, like: Tensor) -> None:
     ragged.check_reset(reset, like.size(0), like.size(1))
     if reset.device != like.device:
         raise SeriatimError(f"reset is on {reset.device}; it must be on {like.device}, where the inputs are")
+
+
+def check_lengths(lengths: Tensor | None, like: Tensor) -> None:
+    """Raises unless lengths is None or (batch,) of integers from 0 to time, for `like` (batch, time, ...)."""
+    if lengths is None:
+        return
+    if not isinstance(lengths, Tensor):
+        raise SeriatimError(f"lengths is {lengths!r}; it must be a tensor of integers, (batch,)")
+    ragged.check_lengths(lengths, like.size(0), like.size(1))
 
 
 def _check_dtype(name: str, tensor: Tensor, allow_complex: bool) -> None:
