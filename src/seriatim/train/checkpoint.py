@@ -1,0 +1,204 @@
+"""Checkpoints: everything a run needs to go on as if it had never stopped.
+
+    checkpoints/step-00000050/
+        model.safetensors       the weights
+        training.safetensors    the optimiser's averages and the random generators
+        state.safetensors       the state carried from batch to batch, where there is one
+        meta.json               step, position in the data, config, and the SHA-256 of the files above and of itself
+
+There is no pickle in them. A folder appears whole or not at all, and a damaged one is found by its checksums.
+"""
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from seriatim.core import state as states
+from seriatim.core.build import build, spec
+from seriatim.core.errors import SeriatimError, check_one_of
+from seriatim.train import generators
+from seriatim.train.durable import new_folder
+from seriatim.train.run_folder import step_folders
+from seriatim.train.training import Progress, Training
+from seriatim.train.weights import load_weights, weights
+
+__all__ = ["CheckpointError", "load", "newest", "read_meta", "restore", "save"]
+
+_FORMAT = 1
+
+
+class CheckpointError(SeriatimError):
+    """A checkpoint that cannot be used; the message says which and why."""
+
+
+def save(folder: Path, training: Training, config: Mapping[str, Any]) -> None:
+    """Writes a checkpoint, whole or not at all."""
+    optimiser, scalars = _flat_optimiser(training.optimiser)
+    drawn = {f"generator.{name}": value for name, value in generators.capture().items()}
+    with new_folder(folder) as partial:
+        save_file(weights(training.model), partial / "model.safetensors")
+        save_file({**optimiser, **drawn}, partial / "training.safetensors")
+        if training.state is not None:
+            states.save(training.state, partial / "state.safetensors")
+        meta: dict[str, Any] = {
+            "format": _FORMAT,
+            "step": training.progress.step,
+            "progress": asdict(training.progress),
+            "batches": training.batches.state_dict(),
+            "optimiser": scalars,
+            "model": spec(training.model),
+            "config": dict(config),
+            "sha256": {file.name: _digest(file) for file in sorted(partial.iterdir())},
+        }
+        meta["sha256"]["meta.json"] = _meta_digest(meta)
+        (partial / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+
+
+def restore(folder: Path, training: Training) -> None:
+    """Puts a run, whose parts were made as they were made for the run that saved, where the checkpoint found it.
+
+    Raises CheckpointError where the checkpoint is damaged or is of another model, SeriatimError where the data changed.
+    """
+    meta = read_meta(folder)
+    training.batches.load_state_dict(meta["batches"])
+    load_weights(training.model, load_file(folder / "model.safetensors"), str(folder))
+    stored = load_file(folder / "training.safetensors")
+    _restore_optimiser(training.optimiser, stored, meta["optimiser"])
+    if "state.safetensors" in meta["sha256"]:
+        like = training.model.init_state(1)  # type: ignore[operator]
+        loaded = states.load(folder / "state.safetensors", like)
+        training.state = states.map_state(torch.clone, loaded)  # out of the file's memory, which is aligned otherwise
+    training.progress = Progress(**meta["progress"])
+    prefix = "generator."
+    generators.restore({name.removeprefix(prefix): value for name, value in stored.items() if name.startswith(prefix)})
+
+
+def newest(path: Path, say: Callable[[str], None] | None = None) -> Path | None:
+    """The newest sound checkpoint of the run in `path`; None where there is no checkpoint.
+
+    Each damaged one that is passed over is named in a line given to `say` (by default printed to stderr). Raises
+    CheckpointError where all are damaged.
+    """
+    say = say or _warn
+    damaged: list[str] = []
+    folders = step_folders(path)
+    for folder in reversed(folders):
+        try:
+            read_meta(folder)
+        except CheckpointError as error:
+            damaged.append(str(error))
+            continue
+        for reason in damaged:
+            say(f"warning: {reason}; using {folder.name} instead")
+        return folder
+    if damaged:
+        raise CheckpointError(f"no checkpoint in {path} can be used: {'; '.join(damaged)}")
+    return None
+
+
+def load(path: str | PathLike[str], which: str = "newest") -> Any:
+    """The trained model, on the CPU, in evaluation mode.
+
+    Args:
+        path: a run's folder or one checkpoint's.
+        which: of a run's checkpoints, the "newest" or the "best" by validation.
+
+    Raises:
+        SeriatimError: there is no checkpoint, or none that can be used.
+    """
+    check_one_of("which", which, ("newest", "best"))
+    folder = _find(Path(path), which)
+    meta = read_meta(folder)
+    model = build(meta["model"])
+    load_weights(model, load_file(folder / "model.safetensors"), str(folder))
+    return model.eval()
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """What meta.json says, once every file of the checkpoint has been compared with its checksum."""
+    try:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        digests = dict(meta["sha256"])
+        own = digests.pop("meta.json")
+        if own != _meta_digest(meta):
+            raise CheckpointError(f"checkpoint {folder} is damaged: meta.json is not what was written")
+        for name, digest in digests.items():
+            if _digest(folder / name) != digest:
+                raise CheckpointError(f"checkpoint {folder} is damaged: {name} is not what was written")
+    except FileNotFoundError as error:
+        raise CheckpointError(f"checkpoint {folder} is damaged: {Path(error.filename).name} is missing") from error
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {folder} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"checkpoint {folder} is damaged: meta.json cannot be read") from error
+    if meta["format"] != _FORMAT:
+        raise CheckpointError(f"checkpoint {folder} has format {meta['format']}; this version reads {_FORMAT}")
+    return meta
+
+
+def _find(path: Path, which: str) -> Path:
+    if not path.is_dir():
+        raise SeriatimError(f"{path} is not a folder; a run's folder or a checkpoint's is needed")
+    if (path / "meta.json").exists():
+        return path
+    folder = newest(path)
+    if folder is None:
+        raise SeriatimError(f"{path} holds no checkpoint; it must be a run's folder or a checkpoint's")
+    if which == "best":
+        step = read_meta(folder)["progress"]["best_step"]
+        best = [other for other in step_folders(path) if int(other.name.removeprefix("step-")) == step]
+        if not best:
+            raise SeriatimError(f"{path} has kept no best checkpoint; the run must be trained with patience above 0")
+        return best[0]
+    return folder
+
+
+def _flat_optimiser(optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The optimiser's averages by "optimiser.<parameter>.<name>", and what of its state is no tensor. The groups'
+    settings
+    are not kept: the run's config gives them again."""
+    tensors, scalars = {}, {}
+    for index, entries in optimiser.state_dict()["state"].items():
+        for name, value in entries.items():
+            key = f"optimiser.{index}.{name}"
+            if isinstance(value, Tensor):
+                tensors[key] = value.detach().cpu().contiguous()
+            else:
+                scalars[key] = value
+    return tensors, scalars
+
+
+def _restore_optimiser(optimiser: torch.optim.Optimizer, stored: dict[str, Tensor], scalars: dict[str, Any]) -> None:
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in [*stored.items(), *scalars.items()]:
+        kind, _, rest = key.partition(".")
+        if kind == "optimiser":
+            index, _, name = rest.partition(".")
+            state.setdefault(int(index), {})[name] = value.clone() if isinstance(value, Tensor) else value
+    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _meta_digest(meta: Mapping[str, Any]) -> str:
+    """Of everything in meta.json but this digest itself."""
+    rest = {**meta, "sha256": {name: digest for name, digest in meta["sha256"].items() if name != "meta.json"}}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _warn(line: str) -> None:
+    print(line, file=sys.stderr)
