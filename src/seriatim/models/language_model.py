@@ -26,7 +26,10 @@ class LanguageModel(Mixer):
         vocab_size: number of tokens; ids run from 0 to vocab_size - 1.
         dim: features of every layer.
         layers: a spec for each mixer, such as `["gla", "gla", {"mixer": "window", "size": 128}]`.
-        norm, feed_forward, expansion, dropout: of the :class:`~seriatim.backbones.stack.Stack`.
+        norm: "rms" or "layer".
+        feed_forward: "swiglu", "gelu" or "none".
+        expansion: hidden units of a feed-forward layer as a multiple of dim (a gated one has two thirds of it).
+        dropout: probability, on what each branch of the stack adds.
         tie_embeddings: the head's matrix is the embedding's (arXiv:1608.05859).
     """
 

@@ -22,7 +22,8 @@ class TrainingError(SeriatimError):
 class Batches(Protocol):
     """A source of batches (`seriatim.data.batches`): NamedTuples of tensors, the first of them (B, T, ...)."""
 
-    carries: bool
+    @property
+    def carries(self) -> bool: ...
 
     def __iter__(self) -> Iterator[Any]: ...
     def __next__(self) -> Any: ...

@@ -1,0 +1,5 @@
+"""The `seriatim` command."""
+
+from seriatim.cli.dispatch import main
+
+__all__ = ["main"]

@@ -1,0 +1,26 @@
+"""The subcommands: modules with `add_arguments(parser)` and `run(options) -> int`, imported when asked for.
+
+A module's docstring is its help, and importing it must not import torch.
+"""
+
+from typing import NamedTuple
+
+__all__ = ["COMMANDS", "Command"]
+
+
+class Command(NamedTuple):
+    """A line of `seriatim --help` and the module that does the work."""
+
+    name: str
+    help: str
+    module: str
+
+
+COMMANDS = (
+    Command("demo", "train a small model, watch it learn and write, and get a report (minutes)", "seriatim.cli.demo"),
+    Command("list", "mixers and models by name, what each is and which options it takes", "seriatim.cli.list"),
+    Command("train", "train a language model on a text, and keep it in a run folder", "seriatim.cli.train"),
+    Command("generate", "write on from a prompt or from a saved state", "seriatim.cli.generate"),
+    Command("evaluate", "measure a trained model on held-out text", "seriatim.cli.evaluate"),
+    Command("info", "what is in a run folder", "seriatim.cli.info"),
+)

@@ -1,0 +1,67 @@
+"""Measures how well a trained model predicts text it has not learnt from, in bits per byte."""
+
+import json
+from typing import TYPE_CHECKING, Any, Literal
+
+from seriatim.cli.parsing import Parser
+
+if TYPE_CHECKING:
+    from seriatim.cli.runs import Run
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: Parser) -> None:
+    """The run, the text, the form of the answer."""
+    parser.add_argument("run", metavar="RUN", type=str, help="a run folder that `seriatim train` wrote")
+    parser.add_argument(
+        "--data", metavar="PATH", type=str | None, help="another text; the run's own where nothing is said"
+    )
+    parser.add_argument(
+        "--split",
+        metavar="{train,validation,test}",
+        type=Literal["train", "validation", "test"],
+        default="validation",
+        help="which part of the text",
+    )
+    parser.add_argument(
+        "--tokens", metavar="N", type=int, default=0, help="stop after so many tokens; 0: all (default: 0)"
+    )
+    parser.add_argument("--batch", metavar="N", type=int, default=16, help="sequences read side by side")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(options: Any) -> int:
+    """Prints the figures to standard output."""
+    from seriatim.cli.runs import open_run
+
+    found = _measure(options, open_run(options.run))
+    if options.json:
+        print(json.dumps(found, indent=2))
+    else:
+        print("\n".join(f"{name.replace('_', ' '):<15}{_plain(value)}" for name, value in found.items()))
+    return 0
+
+
+def _measure(options: Any, run: "Run") -> dict[str, Any]:
+    from seriatim.data.corpus import load_corpus
+    from seriatim.data.evaluation import EvaluationBatches
+    from seriatim.train.evaluate import evaluate
+
+    data, window = options.data or run.config["data"], run.config["train"]["window"]
+    documents = getattr(load_corpus(data), options.split)
+    overlap = 0 if run.model.constant_state else window // 2
+    batches = EvaluationBatches(documents, run.tokenizer, options.batch, window, options.tokens, overlap)
+    figures = evaluate(run.model, batches)
+    return {
+        "run": options.run,
+        "data": data,
+        "split": options.split,
+        **figures,
+        "bytes": batches.bytes,
+        "tokens": batches.tokens,
+    }
+
+
+def _plain(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,50 @@
+"""A trained model with the tokenizer it was trained with, from its run folder."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from seriatim.core.errors import SeriatimError
+
+if TYPE_CHECKING:
+    from seriatim.data.tokenizer import Tokenizer
+
+__all__ = ["Run", "open_run", "read_config"]
+
+
+class Run(NamedTuple):
+    """config: what the run was started with, as plain data. model: in evaluation mode."""
+
+    folder: Path
+    config: dict[str, Any]
+    model: Any
+    tokenizer: "Tokenizer"
+
+
+def open_run(path: str) -> Run:
+    """Loads a run, or one checkpoint of a run. Raises SeriatimError where the folder is neither."""
+    config = read_config(path)
+
+    from seriatim.data.tokenizer import load_tokenizer
+    from seriatim.train.checkpoint import load
+
+    return Run(Path(path), config, load(path), load_tokenizer(config["tokenizer"], path))
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """The config of a run's folder, or of a checkpoint's."""
+    folder = Path(path)
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise SeriatimError(f"run {path!r} {what}; it must be a folder that `seriatim train` wrote")
+    source = next((folder / name for name in ("config.json", "meta.json") if (folder / name).is_file()), None)
+    if source is None:
+        raise SeriatimError(f"run {path!r} is not a run's folder: it has no config.json")
+    try:
+        found = json.loads(source.read_text(encoding="utf-8"))
+        config = found["config"] if source.name == "meta.json" else found
+        if config.keys() >= {"model", "data", "tokenizer", "train"}:
+            return config
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        pass
+    raise SeriatimError(f"{source} cannot be read; it must describe a run that `seriatim train` wrote")
