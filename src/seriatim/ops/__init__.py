@@ -1,6 +1,7 @@
 """The recurrences, one file each: the equation, a literal reference, a portable parallel path."""
 
 from seriatim.ops.backend import backend
+from seriatim.ops.cell_scan import cell_scan
 from seriatim.ops.softmax_scan import softmax_scan
 
-__all__ = ["backend", "softmax_scan"]
+__all__ = ["backend", "cell_scan", "softmax_scan"]

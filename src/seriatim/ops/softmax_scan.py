@@ -102,7 +102,8 @@ def _parallel(
     begins = None if reset is None else reset[:, None]
     maximum, total, weighted = _prefixes(tokens, begins, state)
     out = weighted / total.masked_fill(total == 0, 1)[..., None]
-    final = SoftmaxState(maximum[:, :, -1], total[:, :, -1], weighted[:, :, -1])
+    # Cloned: a view would keep the prefixes of all tokens in memory for as long as the state lives.
+    final = SoftmaxState(*(leaf[:, :, -1].clone() for leaf in (maximum, total, weighted)))
     if torch.is_grad_enabled() and (wide.requires_grad or state.maximum.requires_grad):
         final = _in_true_gauge(final, wide, begins, state.maximum)
     return out.transpose(1, 2).to(values.dtype), final
