@@ -1,0 +1,29 @@
+"""Each wrong mixer is caught, by the checks that are about its fault; and every check catches one."""
+
+import pytest
+import torch
+from faulty_mixers import FAULTS
+from toy_mixers import Fade, reference
+
+from seriatim.testing import CHECKS, ConformanceError, check_mixer
+
+DIM = 4
+
+
+@pytest.mark.parametrize("faulty", FAULTS, ids=lambda cls: cls.__name__)
+def test_a_fault_is_caught(faulty):
+    torch.manual_seed(0)
+    with pytest.raises(ConformanceError) as caught:
+        check_mixer(faulty(DIM), reference=reference, only=FAULTS[faulty])
+    assert caught.value.failures.keys() == FAULTS[faulty]
+
+
+def test_every_check_catches_a_fault():
+    assert set().union(*FAULTS.values()) == CHECKS.keys()
+
+
+def test_without_the_fault_the_same_checks_pass():
+    torch.manual_seed(0)
+    needed = set().union(*FAULTS.values())
+    report = check_mixer(Fade(DIM), reference=reference, only=needed)
+    assert {*report.passed, *report.inapplicable} == needed
