@@ -12,7 +12,7 @@ from seriatim.core.errors import SeriatimError
 from seriatim.train.durable import remove_folder, write_file
 from seriatim.train.settings import TrainSettings
 
-__all__ = ["RunFolder", "read_config", "step_folders"]
+__all__ = ["RunFolder", "step_folders"]
 
 _STEP = re.compile(r"step-(\d{8,})")
 _ABSENT = object()
@@ -108,19 +108,6 @@ class RunFolder:
         """Whether a run that was killed while it began could not have left this."""
         ours = {"checkpoints", *self.attachments}
         return name not in ours and not name.startswith(".partial-")
-
-
-def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The config of the run in a folder, or of a checkpoint. Raises SeriatimError where there is none."""
-    for name, key in (("config.json", None), ("meta.json", "config")):
-        file = Path(path) / name
-        if file.is_file():
-            try:
-                content = json.loads(file.read_text(encoding="utf-8"))
-                return content[key] if key else content
-            except (OSError, ValueError, KeyError) as error:
-                raise SeriatimError(f"{file} cannot be read: {error}") from error
-    raise SeriatimError(f"{path} is neither a run's folder nor a checkpoint's: it has no config.json")
 
 
 def step_folders(path: Path) -> list[Path]:

@@ -68,6 +68,8 @@ class TrainSettings:
                 raise SeriatimError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
         check_one_of("schedule", self.schedule, ("cosine", "linear", "constant"))
         check_one_of("precision", self.precision, ("auto", "float32", "bfloat16"))
+        if self.patience and not self.evaluate_every:
+            raise SeriatimError(f"patience is {self.patience} and evaluate_every is 0; patience needs evaluations")
         if not self.steps and not self.minutes:
             raise SeriatimError("steps and minutes are both 0; one of them must say when training ends")
 
