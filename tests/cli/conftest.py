@@ -1,8 +1,17 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from seriatim.cli import main
+
+COMMAND = [sys.executable, "-m", "seriatim"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
+SMALL = ["--model.layers", "[aaren]", "--model.dim", "8", "--train.batch", "2", "--train.window", "16"]
+SMALL += ["--train.evaluate_tokens", "200", "--train.evaluate_every", "0"]
 
 
 class Result(NamedTuple):
@@ -35,3 +44,32 @@ def refused(seriatim):
         return result
 
     return run
+
+
+@pytest.fixture(scope="session")
+def process():
+    """Starts the command as a process of its own."""
+
+    def start(*arguments, **options):
+        options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+        command = [*COMMAND, *map(str, arguments)]
+        return subprocess.Popen(command, env=ENVIRONMENT, text=True, encoding="utf-8", **options)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory) -> Path:
+    """A small text file."""
+    path = tmp_path_factory.mktemp("data") / "text.txt"
+    path.write_text("".join(f"line {i}: the square is {i * i}, the cube is {i**3}\n" for i in range(150)))
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, text) -> Path:
+    """A run of 6 steps with checkpoints at 2, 4 and 6."""
+    folder = tmp_path_factory.mktemp("runs") / "trained"
+    steps = ["--train.steps", "6", "--train.checkpoint_every", "2", "--train.log_every", "1"]
+    assert main(["train", "--data", str(text), "--out", str(folder), *SMALL, *steps]) == 0
+    return folder

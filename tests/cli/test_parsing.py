@@ -21,7 +21,12 @@ def test_every_command_has_a_help(seriatim, command):
 
 def test_the_help_of_train_names_every_option_and_its_default(seriatim):
     text = " ".join(seriatim("train", "--help").out.split())
-    for option in ("--model.dim N features of every layer (default: 256)", "--model.layers YAML", "--train.steps N", "--data"):
+    for option in (
+        "--model.dim N features of every layer (default: 256)",
+        "--model.layers YAML",
+        "--train.steps N",
+        "--data",
+    ):
         assert option in text
     assert "vocab_size" not in text
 
@@ -50,8 +55,12 @@ def test_values_of_the_wrong_kind_are_refused(refused):
 
 def test_flags_win_over_the_yaml_file_and_both_over_the_defaults(seriatim, tmp_path):
     path = tmp_path / "run.yaml"
-    path.write_text("data: text.txt\nmodel: {dim: 48, layers: [mamba, {mixer: window, size: 3}]}\ntrain: {steps: 9, batch: 2}\n")
-    shown = seriatim("train", "--config", path, "--train.batch", 5, "--model.layers", "[gru, gru]", "--print_config").out
+    path.write_text(
+        "data: text.txt\nmodel: {dim: 48, layers: [mamba, {mixer: window, size: 3}]}\ntrain: {steps: 9, batch: 2}\n"
+    )
+    shown = seriatim(
+        "train", "--config", path, "--train.batch", 5, "--model.layers", "[gru, gru]", "--print_config"
+    ).out
     for line in ("data: text.txt", "dim: 48", "- gru", "steps: 9", "batch: 5", "window: 256"):
         assert line in shown
     again = tmp_path / "again.yaml"

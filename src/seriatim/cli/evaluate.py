@@ -28,6 +28,7 @@ def add_arguments(parser: Parser) -> None:
         "--tokens", metavar="N", type=int, default=0, help="stop after so many tokens; 0: all (default: 0)"
     )
     parser.add_argument("--batch", metavar="N", type=int, default=16, help="sequences read side by side")
+    parser.add_argument("--device", type=str, metavar="NAME", default="auto", help="auto is a GPU where there is one")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -35,7 +36,7 @@ def run(options: Any) -> int:
     """Prints the figures to standard output."""
     from seriatim.cli.runs import open_run
 
-    found = _measure(options, open_run(options.run))
+    found = _measure(options, open_run(options.run, options.device))
     if options.json:
         print(json.dumps(found, indent=2))
     else:

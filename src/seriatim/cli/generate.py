@@ -6,6 +6,7 @@ A prompt given by --prompt is printed before what follows it, one from a file is
 import sys
 import time
 from dataclasses import fields
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from seriatim.cli.files import check_writable, read_bytes
@@ -44,6 +45,7 @@ def add_arguments(parser: Parser) -> None:
         flag = f"--{field.name.replace('_', '-')}"
         parser.add_argument(flag, type=type(field.default), metavar="X", default=default, help=_SAMPLING[field.name])
     parser.add_argument("--seed", type=int | None, metavar="N", help="of the random choices; 0, or what --state holds")
+    parser.add_argument("--device", type=str, metavar="NAME", default="auto", help="auto is a GPU where there is one")
     parser.add_argument("--state", type=str | None, metavar="FILE", help="go on from this saved state")
     parser.add_argument(
         "--save-state", type=str | None, metavar="FILE", help="save the state when done, or when interrupted"
@@ -54,6 +56,8 @@ def run(options: Any) -> int:
     """Writes to standard output, and the speed to standard error."""
     if options.tokens < 0:
         raise SeriatimError(f"--tokens is {options.tokens}; it must be 0 or above")
+    if options.seed is not None and not 0 <= options.seed < 2**63:
+        raise SeriatimError(f"--seed is {options.seed}; it must be 0 or above, and below 2**63")
     sampler = Sampler(**{field.name: getattr(options, field.name) for field in fields(Sampler)})
     prompt = _prompt(options)
     if options.save_state is not None:
@@ -63,7 +67,7 @@ def run(options: Any) -> int:
     from seriatim.cli.runs import open_run
     from seriatim.decoding.generate import generate
 
-    run = open_run(options.run)
+    run = open_run(options.run, options.device)
     session, generator = _start(options, run)
     ids, boundary = run.tokenizer.encode(prompt), run.tokenizer.boundary
     check_fits(run.model, None if session is None else session.state, len(ids), options.tokens)
@@ -130,7 +134,7 @@ def _save(generation: "Generation", run: "Run", options: Any) -> str:
     from seriatim.decoding.session import save_session
 
     save_session(generation.session, options.save_state, run.model)
-    return f"state saved; go on with: seriatim generate {options.run} --state {options.save_state}"
+    return f"state saved; go on with: seriatim generate {quote(options.run)} --state {quote(options.save_state)}"
 
 
 def _note(line: str) -> None:

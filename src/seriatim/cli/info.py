@@ -67,7 +67,7 @@ def _table(found: dict[str, Any]) -> str:
         "state": state,
         "data": found["data"],
         "tokenizer": _plain(found["tokenizer"].get("path", found["tokenizer"]["tokenizer"])),
-        "steps": f"{line['step'] if line else 0:,} of {found['steps']:,}",
+        "steps": f"{line['step'] if line else 0:,}" + (f" of {found['steps']:,}" if found["steps"] else ""),
         "checkpoints": ", ".join(steps) or "none yet",
         "last log line": "none yet" if line is None else ", ".join(f"{k} {_plain(v)}" for k, v in line.items()),
     }

@@ -6,14 +6,20 @@ from typing import TYPE_CHECKING
 from seriatim.core.errors import SeriatimError
 
 if TYPE_CHECKING:
+    import torch
+
     from seriatim.core.mixer import Mixer
     from seriatim.core.state import State
 
 __all__ = ["available_memory", "check_fits", "human"]
 
 
-def available_memory() -> int:
-    """Bytes that this process may still take without swapping; 0 where the system does not say."""
+def available_memory(device: "torch.device") -> int:
+    """Bytes that may still be taken: of a GPU's memory, or without swapping; 0 where the system does not say."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.mem_get_info(device)[0]
     try:
         with open("/proc/meminfo") as file:
             for line in file:
@@ -39,11 +45,11 @@ def check_fits(model: "Mixer", state: "State | None", read: int, write: int) -> 
         return
     grows = growth(model)
     needed = 2 * (grows.bytes(read + write) + (0 if state is None else nbytes(state)))
-    available = available_memory()
+    available = available_memory(next(model.parameters()).device)
     if available and needed > available:
         raise SeriatimError(
             f"the prompt has {read:,} tokens and {write:,} are to be written; this model's state grows with each and "
-            f"needs {human(needed)} of memory, {human(available)} are available; give a shorter prompt or fewer --tokens"
+            f"needs {human(needed)} of memory, {human(available)} are available; give a shorter prompt"
         )
 
 

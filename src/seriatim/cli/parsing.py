@@ -42,7 +42,8 @@ class Parser(ArgumentParser):
 
     def flags(self) -> list[str]:
         """Every --option there is."""
-        return [name for action in self._actions if action.help != argparse.SUPPRESS for name in action.option_strings]
+        shown = [action for action in self._actions if action.help != argparse.SUPPRESS]
+        return [name for action in shown for name in action.option_strings if name.startswith("--")]
 
     def format_help(self, *arguments: Any, **options: Any) -> str:
         """The help under a usage line that names only what must be given."""
@@ -51,6 +52,9 @@ class Parser(ArgumentParser):
             for action in self._actions
             if not action.option_strings
         ]
+        for action in self._actions:
+            if "--print_config" in action.option_strings:
+                action.help = "print the configuration that these options make, as YAML, and exit"
         self.usage = " ".join([self.prog, *positional, "[options]"])
         return super().format_help(*arguments, **options)
 
@@ -76,8 +80,13 @@ class Parser(ArgumentParser):
         if found := re.match(r"Option '(.+?)' is not accepted", message):
             return self._unknown(f"--{found[1]}")
         if found := re.match(r"Parser key \"(.+?)\": (.*)", message):
-            return f"--{found[1]}{_wrong_value(found[2])}"
+            return f"{self._flag(found[1])}{_wrong_value(found[2])}"
+        if found := re.match(r"the following arguments are required: (.*)", message):
+            return f"{found[1].upper()} is not given"
         return message
+
+    def _flag(self, key: str) -> str:
+        return next((a.option_strings[-1] for a in self._actions if a.dest == key and a.option_strings), f"--{key}")
 
     def _example(self, group: str) -> str:
         return next(flag for flag in self.flags() if flag.startswith(f"--{group}."))[2:]

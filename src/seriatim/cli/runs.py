@@ -21,14 +21,19 @@ class Run(NamedTuple):
     tokenizer: "Tokenizer"
 
 
-def open_run(path: str) -> Run:
-    """Loads a run, or one checkpoint of a run. Raises SeriatimError where the folder is neither."""
+def open_run(path: str, device: str = "cpu") -> Run:
+    """Loads a run, or one checkpoint of a run, onto a device ("auto": a GPU where there is one).
+
+    Raises SeriatimError where the folder is neither, or the device is not there.
+    """
     config = read_config(path)
 
     from seriatim.data.tokenizer import load_tokenizer
     from seriatim.train.checkpoint import load
+    from seriatim.train.hardware import choose_device
 
-    return Run(Path(path), config, load(path), load_tokenizer(config["tokenizer"], path))
+    place = choose_device(device)
+    return Run(Path(path), config, load(path).to(place), load_tokenizer(config["tokenizer"], path))
 
 
 def read_config(path: str) -> dict[str, Any]:

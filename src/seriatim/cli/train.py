@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from seriatim.cli.errors import DIVERGED, CommandError
@@ -96,7 +97,9 @@ def run(options: Any) -> int:
     try:
         return _fit(model, corpus, tokenizer, settings, folder)
     except KeyboardInterrupt as interrupted:
-        how = f"{interrupted}: seriatim train --out {options.out} --resume" if str(interrupted) else "interrupted"
+        how = (
+            f"{interrupted}: seriatim train --out {quote(options.out)} --resume" if str(interrupted) else "interrupted"
+        )
         raise KeyboardInterrupt(how) from None
 
 

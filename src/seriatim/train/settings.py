@@ -60,6 +60,8 @@ class TrainSettings:
         for name in at_least_zero.split():
             if not getattr(self, name) >= 0:
                 raise SeriatimError(f"{name} is {getattr(self, name)}; it must be 0 or more")
+        if self.seed >= 2**63:
+            raise SeriatimError(f"seed is {self.seed}; it must be below 2**63")
         for name in ("warmup", "final_rate"):
             if not 0 <= getattr(self, name) <= 1:
                 raise SeriatimError(f"{name} is {getattr(self, name)}; it must be between 0 and 1")
