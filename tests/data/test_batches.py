@@ -1,4 +1,5 @@
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ def numbered(count=40, longest=60, seed=0):
 def pairs(texts):
     """Every (token, next token) of the documents with their boundaries."""
     ids = [[BOUNDARY, *text.data, BOUNDARY] for text in texts]
-    return [pair for document in ids for pair in zip(document, document[1:], strict=False)]
+    return [pair for document in ids for pair in pairwise(document)]
 
 
 def take(batches, count):
@@ -56,7 +57,9 @@ def test_an_epoch_holds_every_token_once_but_a_remainder(texts, window, batch):
     for kind in KINDS:
         batches = kind(docs, ByteTokenizer(), batch, window)
         read = take(batches, batches.batches_per_epoch)
-        found = [pair for b in read for pair in zip(b.tokens.flatten().tolist(), b.targets.flatten().tolist(), strict=True)]
+        found = [
+            pair for b in read for pair in zip(b.tokens.flatten().tolist(), b.targets.flatten().tolist(), strict=True)
+        ]
         left = pairs(docs)
         for pair in found:
             left.remove(pair)  # raises where it was there more often than in the text
@@ -93,7 +96,7 @@ def test_contiguous_rows_go_on_where_they_stopped():
 def test_packed_rows_come_in_random_order():
     batches = PackedBatches(numbered(), ByteTokenizer(), 2, 16)
     first = torch.cat([batch.tokens for batch in take(batches, batches.batches_per_epoch)])
-    follows = sum(bool(torch.equal(a[-1:], b[:1])) for a, b in zip(first, first[1:], strict=False))
+    follows = sum(bool(torch.equal(a[-1:], b[:1])) for a, b in pairwise(first))
     assert follows < len(first) / 4
 
 

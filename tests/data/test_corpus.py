@@ -75,7 +75,13 @@ def test_a_small_folder_has_each_file_split_by_position(tmp_path):
 
 def test_a_folder_leaves_out_what_is_no_text(tmp_path):
     files = {f"{i:02}.txt": b"text" for i in range(80)}
-    others = {"z/photo.bin": b"\x00\x01", "z/latin.txt": b"\xe9t\xe9", "empty.txt": b"", ".hidden": b"x", "__pycache__/a": b"x"}
+    others = {
+        "z/photo.bin": b"\x00\x01",
+        "z/latin.txt": b"\xe9t\xe9",
+        "empty.txt": b"",
+        ".hidden": b"x",
+        "__pycache__/a": b"x",
+    }
     corpus = load_corpus(write(tmp_path, files | others))
     assert sorted(names([*corpus.train, *corpus.validation, *corpus.test])) == sorted(files)
     assert sorted(corpus.skipped) == ["empty.txt", "z/latin.txt", "z/photo.bin"]

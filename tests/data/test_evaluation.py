@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -27,7 +29,7 @@ def targets(batches):
 
 def wanted(texts):
     ids = [[BOUNDARY, *text, BOUNDARY] for text in texts]
-    return sorted(pair for document in ids for pair in zip(document, document[1:], strict=False))
+    return sorted(pair for document in ids for pair in pairwise(document))
 
 
 @given(texts=texts, batch=st.integers(1, 5), window=st.integers(1, 9), data=st.data())

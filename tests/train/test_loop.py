@@ -114,7 +114,8 @@ def test_a_run_that_was_cut_ends_as_one_that_was_not(tmp_path, variant, cut):
 
 
 @pytest.mark.parametrize(
-    ("layers", "carry"), [(["mamba", "gla"], True), (["gru", {"mixer": "window", "size": 5}, "aaren"], True), (["attention"], False)]
+    ("layers", "carry"),
+    [(["mamba", "gla"], True), (["gru", {"mixer": "window", "size": 5}, "aaren"], True), (["attention"], False)],
 )
 def test_a_cut_language_model_ends_as_one_that_was_not(tmp_path, layers, carry):
     def model():
@@ -125,7 +126,14 @@ def test_a_cut_language_model_ends_as_one_that_was_not(tmp_path, layers, carry):
     objective = library.next_token
     train(tmp_path / "whole", chosen, objective=objective, evaluation=held_out, carry=carry, model=model())
     with pytest.raises(PowerCutError):
-        train(tmp_path / "cut", chosen, objective=failing(6, objective=objective), evaluation=held_out, carry=carry, model=model())
+        train(
+            tmp_path / "cut",
+            chosen,
+            objective=failing(6, objective=objective),
+            evaluation=held_out,
+            carry=carry,
+            model=model(),
+        )
     train(tmp_path / "cut", chosen, resume=True, objective=objective, evaluation=held_out, carry=carry, model=model())
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
@@ -153,7 +161,14 @@ def test_other_data_cannot_be_resumed(tmp_path):
     chosen, model = settings(), new_model()
     train(tmp_path, chosen)
     with pytest.raises(SeriatimError, match="the data is not what the run was started with"):
-        fit(model, next_token, training_batches(batch=3), chosen, new_run(tmp_path, model, chosen, True), display="silent")
+        fit(
+            model,
+            next_token,
+            training_batches(batch=3),
+            chosen,
+            new_run(tmp_path, model, chosen, True),
+            display="silent",
+        )
 
 
 def test_the_log_has_one_line_a_step(tmp_path):
@@ -191,7 +206,9 @@ def test_the_last_three_checkpoints_are_kept(tmp_path):
 )
 def test_a_loss_that_is_not_finite_stops_at_once(tmp_path, change, message):
     model = new_model()
-    with pytest.raises(TrainingError, match=rf"{message}; training stopped; the last good checkpoint is .*step-00000005"):
+    with pytest.raises(
+        TrainingError, match=rf"{message}; training stopped; the last good checkpoint is .*step-00000005"
+    ):
         train(tmp_path, settings(), objective=changed(7, change), model=model)
     assert all(parameter.isfinite().all() for parameter in model.parameters())
     assert checkpoint.newest(tmp_path) == tmp_path / "checkpoints" / "step-00000005"
@@ -223,7 +240,7 @@ def test_an_interrupt_saves_and_says_how_to_go_on(tmp_path):
 
     interrupted.calls = 0
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt, match="stopped after step 7, which is saved in .*; resume to go on"):
+    with pytest.raises(KeyboardInterrupt, match=r"stopped after step 7, which is saved in .*; resume to go on"):
         train(tmp_path / "cut", settings(), objective=interrupted, evaluation=held_out)
     assert signal.getsignal(signal.SIGINT) is before
     train(tmp_path / "cut", settings(), resume=True, evaluation=held_out)
@@ -260,7 +277,9 @@ def test_the_clock_stops_a_run(tmp_path):
 def test_without_steps_the_schedule_follows_the_clock(tmp_path, monkeypatch):
     times = iter(range(10_000))
     monkeypatch.setattr("seriatim.train.loop.perf_counter", lambda: float(next(times)))  # each step takes one second
-    result = train(tmp_path, settings(steps=0, minutes=10 / 60, warmup=0.0, final_rate=0.0, schedule="linear", log_every=1))
+    result = train(
+        tmp_path, settings(steps=0, minutes=10 / 60, warmup=0.0, final_rate=0.0, schedule="linear", log_every=1)
+    )
     assert (result.reason, result.progress.step) == ("minutes", 10)
     rates = [line["learning_rate"] for line in read_log(tmp_path / "log.jsonl")]
     assert rates == pytest.approx([settings().learning_rate * (1 - step / 10) for step in range(10)])

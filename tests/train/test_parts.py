@@ -65,17 +65,19 @@ def test_a_learning_rate_stays_in_bounds(schedule, progress, warmup, final):
 
 def test_learning_rates_rise_and_fall():
     def at(schedule, *places):
-        return pytest.approx([learning_rate_share(schedule, place, 0.2, 0.1) for place in places])
+        return [learning_rate_share(schedule, place, 0.2, 0.1) for place in places]
 
-    assert [0.5, 1.0, 0.55, 0.1] == at("cosine", 0.1, 0.2, 0.6, 1.0)
-    assert [0.1 + 0.9 * 0.853553] == at("cosine", 0.4)
-    assert [0.5, 1.0, 0.775, 0.1] == at("linear", 0.1, 0.2, 0.4, 1.0)
-    assert [0.5, 1.0, 1.0] == at("constant", 0.1, 0.2, 1.0)
+    assert at("cosine", 0.1, 0.2, 0.6, 1.0) == pytest.approx([0.5, 1.0, 0.55, 0.1])
+    assert at("cosine", 0.4) == pytest.approx([0.1 + 0.9 * 0.853553])
+    assert at("linear", 0.1, 0.2, 0.4, 1.0) == pytest.approx([0.5, 1.0, 0.775, 0.1])
+    assert at("constant", 0.1, 0.2, 1.0) == pytest.approx([0.5, 1.0, 1.0])
     assert learning_rate_share("cosine", 7.0, 0.2, 0.1) == pytest.approx(0.1)
 
 
 def test_only_matrices_decay():
-    model = build("language_model", vocab_size=11, dim=8, layers=["mamba", {"mixer": "gla", "heads": 2}], tie_embeddings=False)
+    model = build(
+        "language_model", vocab_size=11, dim=8, layers=["mamba", {"mixer": "gla", "heads": 2}], tie_embeddings=False
+    )
     model.frozen = nn.Parameter(torch.zeros(3, 3), requires_grad=False)
     model.marked = nn.Parameter(torch.zeros(3, 3))
     model.marked.no_weight_decay = True

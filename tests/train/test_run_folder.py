@@ -91,7 +91,12 @@ def test_checkpoints_are_pruned_and_set_aside(tmp_path):
     for step in (5, 10, 15, 100, 100_000_000):
         run.step_folder(step).mkdir()
     run.prune(3, best=5)
-    assert [folder.name for folder in run.steps()] == ["step-00000005", "step-00000015", "step-00000100", "step-100000000"]
+    assert [folder.name for folder in run.steps()] == [
+        "step-00000005",
+        "step-00000015",
+        "step-00000100",
+        "step-100000000",
+    ]
     run.set_aside(run.step_folder(15))
     assert run.steps() == [run.step_folder(5), run.step_folder(15)]
     assert (run.checkpoints / "damaged-step-00000100").is_dir()
@@ -99,9 +104,14 @@ def test_checkpoints_are_pruned_and_set_aside(tmp_path):
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     place = tmp_path / "made"
-    with pytest.raises(RuntimeError), new_folder(place) as partial:
-        (partial / "a").write_text("half")
-        raise RuntimeError
+
+    def fail():
+        with new_folder(place) as partial:
+            (partial / "a").write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert list(tmp_path.iterdir()) == []
     for content in ("one", "two"):
         with new_folder(place) as partial:

@@ -15,7 +15,17 @@ from seriatim.train.generators import seed
 from seriatim.train.run_folder import RunFolder
 from seriatim.train.settings import TrainSettings
 
-__all__ = ["TinyLanguage", "documents", "evaluation_batches", "final_weights", "new_model", "new_run", "next_token", "settings", "training_batches"]
+__all__ = [
+    "TinyLanguage",
+    "documents",
+    "evaluation_batches",
+    "final_weights",
+    "new_model",
+    "new_run",
+    "next_token",
+    "settings",
+    "training_batches",
+]
 
 
 class TinyLanguage(Mixer):
@@ -67,7 +77,15 @@ def evaluation_batches(tokens: int = 100):
 
 def settings(**options) -> TrainSettings:
     """Twelve steps in which everything happens: evaluations, log lines and checkpoints at different steps."""
-    defaults = {"steps": 12, "batch": 2, "window": 8, "evaluate_every": 4, "checkpoint_every": 5, "log_every": 3, "device": "cpu"}
+    defaults = {
+        "steps": 12,
+        "batch": 2,
+        "window": 8,
+        "evaluate_every": 4,
+        "checkpoint_every": 5,
+        "log_every": 3,
+        "device": "cpu",
+    }
     return TrainSettings(**{**defaults, **options})
 
 

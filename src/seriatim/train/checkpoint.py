@@ -66,7 +66,7 @@ def save(folder: Path, training: Training, config: Mapping[str, Any]) -> None:
 def restore(folder: Path, training: Training) -> None:
     """Puts a run, whose parts were made as they were made for the run that saved, where the checkpoint found it.
 
-    Raises CheckpointError where the checkpoint is damaged or is of another model, SeriatimError where the data changed.
+    Raises CheckpointError where the checkpoint is damaged, SeriatimError where it is of another model or the data changed.
     """
     meta = read_meta(folder)
     training.batches.load_state_dict(meta["batches"])
@@ -150,7 +150,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
 def _find(path: Path, which: str) -> Path:
     if not path.is_dir():
         raise SeriatimError(f"{path} is not a folder; a run's folder or a checkpoint's is needed")
-    if (path / "meta.json").exists():
+    if (path / "meta.json").exists() or (path / "model.safetensors").exists():
         return path
     folder = newest(path)
     if folder is None:
