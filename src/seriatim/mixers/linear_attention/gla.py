@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from seriatim.core.errors import check_divisible, check_positive
 from seriatim.core.mixer import state_dtype
 from seriatim.mixers.linear_attention.base import MatrixInputs, MatrixMixer
+from seriatim.nn.norms import RMSNorm
 
 __all__ = ["GLA"]
 
@@ -42,7 +43,7 @@ class GLA(MatrixMixer):
         self.gate_down = nn.Linear(dim, gate_rank, bias=False)
         self.gate_up = nn.Linear(gate_rank, keys)
         self.out_gate = nn.Linear(dim, dim)
-        self.norm = nn.RMSNorm(self.value_dim, eps=1e-5)
+        self.norm = RMSNorm(self.value_dim)
         self.out = nn.Linear(dim, dim, bias=False)
         for weight in (*self.qkv.weight.split([keys, keys, dim]), *(m.weight for m in self._others())):
             nn.init.xavier_uniform_(weight, gain=2**-2.5)
