@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from toy_mixers import Around, Cache, Fade, FadeState
+from toy_mixers import Around, Cache, Fade, FadeState, Speaker
 
 from seriatim.core import ragged, taps
 from seriatim.core.mixer import Mixer
@@ -74,6 +74,12 @@ class ForgetsResetsInTheConvolution(Fade):
         return torch.cat(outputs, 1), state
 
 
+@seen_by("reset_in_mid_chunk", "reset_adjacent", "reset_at_last_token", "reset_gradients")
+class AveragesAcrossDocuments(Around):
+    def mix(self, x, state, reset, lengths):
+        return super().mix(x, state, None, lengths)
+
+
 @seen_by("reset_absent")
 class IgnoresTheCarriedStateWhenThereIsAReset(Fade):
     def mix(self, x, state, reset, lengths):
@@ -120,6 +126,12 @@ class LooksAroundIntoThePadding(Around):
         return super().mix(x, state, reset, None)
 
 
+@seen_by("padding_states", "padding_gradients", "lengths_zero", "rewind_forgets")
+class CachesThePadding(Cache):
+    def mix(self, x, state, reset, lengths):
+        return super().mix(x, state, reset, None)
+
+
 @seen_by("lengths_full")
 class TakesLengthsInOneDtypeOnly(Fade):
     def mix(self, x, state, reset, lengths):
@@ -146,6 +158,16 @@ class LeaksTheFutureInTheGradient(Fade):
         y, end = super().mix(x, state, reset, lengths)
         total = y.sum(1, keepdim=True)
         return y + (total - total.detach()), end
+
+
+@seen_by("causal_outputs", "causal_parameters", "chunk_outputs", "step_outputs")
+class ReadsTheNextToken(Speaker):
+    def __init__(self, dim: int):
+        super().__init__(11, dim)
+
+    def mix(self, x, state, reset, lengths):
+        y, end = super().mix(x, state, reset, lengths)
+        return y + 0.1 * self.logits(self.embedding(F.pad(x, (0, 1))[:, 1:])), end
 
 
 @seen_by("chunk_gradients", "step_gradients", "gradcheck_state")
@@ -289,6 +311,13 @@ class CancelsInHalfPrecision(Fade):
     def mix(self, x, state, reset, lengths):
         y, end = super().mix(x, state, reset, lengths)
         return (y + 100) - 100, end
+
+
+@seen_by("autocast_drift")
+class KeepsActivationsInItsState(Fade):
+    def token(self, x, state):
+        y, end = super().token(x, state)
+        return y, end._replace(memory=end.memory.to(y.dtype))
 
 
 @seen_by("dtypes", "layout", "step_layout")

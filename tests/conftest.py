@@ -1,0 +1,1 @@
+"""Standing here, it lets every test import what stands beside it (cases.py)."""
