@@ -16,8 +16,8 @@ def check_tensors(arguments: Mapping[str, tuple[Tensor | None, str]], *, allow_c
         sizes = check_tensors({"q": (q, "batch time heads keys"), "state": (state, "batch heads keys values")})
 
     A name stands for one size wherever it occurs; a last name with a star, "batch time *features", for any number of
-    them. A tensor that is None is skipped, but the first, whose device is the device of all. Integers are refused, and
-    complex numbers too unless `allow_complex`.
+    them; a number for itself. A tensor that is None is skipped, but the first, whose device is the device of all.
+    Integers are refused, and complex numbers too unless `allow_complex`.
 
     Raises:
         SeriatimError: names the argument, what it has and what it must have.
@@ -72,7 +72,7 @@ def _check_shape(name: str, tensor: Tensor, pattern: Sequence[str], sizes: dict[
     if len(fixed) < len(pattern) and sizes.setdefault(pattern[-1], extra) != extra:
         _refuse(name, tensor, pattern, sizes)
     for axis, size in zip(axes, tensor.shape, strict=True):
-        if sizes.setdefault(axis, size) != size:
+        if size != (int(axis) if axis.isdecimal() else sizes.setdefault(axis, size)):
             _refuse(name, tensor, pattern, sizes)
 
 

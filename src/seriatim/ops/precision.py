@@ -2,11 +2,12 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["compute_dtype", "full_precision"]
+__all__ = ["cast", "compute_dtype", "full_precision"]
 
 _WIDER = {torch.bfloat16: torch.float32, torch.float16: torch.float32, torch.complex32: torch.complex64}
 
@@ -22,3 +23,8 @@ def full_precision(device: torch.device) -> AbstractContextManager[object]:
     if not torch.is_autocast_enabled(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
+
+
+def cast(dtype: torch.dtype, *tensors: Tensor | None) -> list[Any]:
+    """The tensors in that dtype; None stays None."""
+    return [None if tensor is None else tensor.to(dtype) for tensor in tensors]
