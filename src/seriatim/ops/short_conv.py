@@ -88,7 +88,7 @@ def sum_of_taps(
     reset: Bool[Tensor, "B T"] | None = None,
     lengths: Int[Tensor, " B"] | None = None,
 ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B tail D"]]:
-    """The same for all tokens at once, tap by tap: on a CPU as fast as a library convolution, which wants other layouts."""
+    """The same for all tokens at once, tap by tap: on a CPU as fast as a library convolution, with no transposes."""
     time, taps = x.size(1), weight.size(1)
     state = x.new_zeros(x.size(0), taps - 1, x.size(2)) if state is None else state
     if lengths is not None:
