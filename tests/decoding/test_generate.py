@@ -28,6 +28,12 @@ def write(model, prompts, tokens=12, **options):
     return rows, generation.session
 
 
+def same_state(model, a, b):
+    """Whether two states are followed by the same: caches that differ only in empty slots are."""
+    probe = torch.tensor([[1, 2, 3]]).expand(states.batch_size(a), -1)
+    return torch.allclose(model(probe, a)[0], model(probe, b)[0], atol=1e-12)
+
+
 def read_again(model, ids):
     """The literal reference: reads everything from the start for every token."""
     return int(model(torch.tensor([ids]))[0][0, -1].argmax())
@@ -44,9 +50,13 @@ def test_greedy_equals_reading_everything_again(model):
 
 
 def test_rows_are_independent_of_their_batch(model):
-    together, _ = write(model, PROMPTS, stop=4)
-    assert together == [write(model, [prompt], stop=4)[0][0] for prompt in PROMPTS]
+    together, session = write(model, PROMPTS, stop=4)
     assert len({len(row) for row in together}) > 1  # some stopped early
+    for row, prompt in enumerate(PROMPTS):
+        [alone], end = write(model, [prompt], stop=4)
+        assert together[row] == alone
+        assert session.pending[row] == end.pending[0]
+        assert same_state(model, states.take(session.state, torch.tensor([row])), end.state)
 
 
 @pytest.mark.parametrize("segment", [1, 3, 4, 100])
@@ -56,6 +66,7 @@ def test_the_prompt_is_read_in_segments_of_any_size(model, segment, monkeypatch)
     rows, other = write(model, PROMPTS)
     assert rows == whole
     assert torch.equal(other.pending, session.pending)
+    assert same_state(model, other.state, session.state)
 
 
 def test_reading_never_takes_more_than_one_segment(model, monkeypatch):
@@ -76,10 +87,16 @@ def test_a_row_that_stops_is_finished_and_its_state_stands_still(model):
     for row, ids in enumerate(rows):
         assert 4 not in ids[:-1]
         _, expected = model(torch.tensor([PROMPTS[row] + ids[:-1]]))  # the last token is pending
-        alone = states.take(session.state, torch.tensor([row]))
-        after = model(torch.tensor([[1, 2, 3]]), alone)[0]
-        assert torch.allclose(after, model(torch.tensor([[1, 2, 3]]), expected)[0], atol=1e-12)
+        assert same_state(model, states.take(session.state, torch.tensor([row])), expected)
+    assert session.pending[stopped].tolist() == [4] * len(stopped)
     assert free.active.all()
+
+
+def test_a_finished_row_repeats_its_stop_token(model):
+    first = generate(model, [[3], [1, 2]], tokens=1, sampler=GREEDY).session.pending
+    ids, active = list(generate(model, [[3], [1, 2]], tokens=4, sampler=GREEDY, stop=int(first[0])))[-1]
+    assert ids[0] == first[0]
+    assert active.tolist() == [False, True]
 
 
 def test_all_rows_stopped_ends_the_iteration(model):
@@ -115,6 +132,7 @@ def test_a_document_begins_with_the_boundary_and_forgets_what_came_before(model)
     assert write(model, [[3, 4]], begin=10)[0] == begun[0]
     assert write(model, [[7, 7, 7, 10, 3, 4]], begin=10)[0] == begun[0]
     assert write(model, [[], [10]], begin=10)[0] == write(model, [[10], [10]], begin=10)[0]
+    assert write(model, [[7, 7, 10]], begin=10)[0] == write(model, [[10]], begin=10)[0]  # as it does while pending
     _, session = write(model, [[7, 7, 10]], tokens=0)
     more, _ = write(model, [[3, 4]], session=session, begin=10)
     assert more == begun[0]  # the pending boundary, read later, forgets as well
@@ -127,6 +145,9 @@ def test_the_repetition_penalty_sees_the_prompt_and_what_was_written(model):
     rows, session = write(model, [[3, 1]], tokens=9, sampler=Sampler(temperature=0, repetition_penalty=1e6))
     assert sorted(rows[0]) == [0, 2, 4, 5, 6, 7, 8, 9, 10]
     assert session.seen.all()
+    _, session = write(model, [[3, 1]], tokens=0)
+    _, session = write(model, [[5]], tokens=0, session=session)
+    assert session.seen[0].nonzero()[:, 0].tolist() == [1, 3, 5]
 
 
 def test_the_memory_of_a_session_does_not_depend_on_what_was_read():

@@ -110,10 +110,16 @@ def test_temperature_0_is_greedy_after_the_penalty():
     assert Sampler(temperature=0, repetition_penalty=2.0)(logits, seen).tolist() == [1]
 
 
-def test_half_precision_logits_are_sampled_in_float32():
-    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0)).bfloat16()
-    draws = [Sampler(top_p=0.9)(x, None, torch.Generator().manual_seed(3)) for x in (logits, logits.float())]
-    assert torch.equal(*draws)
+def test_half_precision_logits_are_sampled_in_float32(monkeypatch):
+    drawn_from = []
+    monkeypatch.setattr(sampling, "draw", lambda logits, generator: (drawn_from.append(logits), logits.argmax(-1))[1])
+    logits = torch.randn(3, 3000, generator=torch.Generator().manual_seed(0)).bfloat16()
+    for x in (logits, logits.float(), logits.double()):
+        Sampler(temperature=0.7, top_p=0.9)(x)
+    half, single, double = drawn_from
+    assert half.dtype == single.dtype == torch.float32
+    assert double.dtype == torch.float64
+    assert torch.equal(half, single)
 
 
 @pytest.mark.parametrize(
