@@ -20,7 +20,7 @@ if _chosen is not None:
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Inside this block every op uses the named backend where it has it: "reference" (equations as loops) or "torch"."""
+    """Inside this block every op uses the named backend where it has it: "reference" (equation as loops) or "torch"."""
     global _chosen
     check_one_of("backend", name, BACKENDS)
     before, _chosen = _chosen, name

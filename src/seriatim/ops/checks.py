@@ -64,12 +64,13 @@ def _check_dtype(name: str, tensor: Tensor, allow_complex: bool) -> None:
 
 
 def _check_shape(name: str, tensor: Tensor, pattern: Sequence[str], sizes: dict[str, int]) -> None:
-    fixed = [axis for axis in pattern if not axis.startswith("*")]
-    extra = tensor.dim() - len(fixed)
-    if extra < 0 or (extra > 0 and len(fixed) == len(pattern)):
-        _refuse(name, tensor, pattern, sizes)
-    axes = fixed + [f"{pattern[-1]}{index}" for index in range(extra)]
-    if len(fixed) < len(pattern) and sizes.setdefault(pattern[-1], extra) != extra:
+    axes = pattern
+    if pattern and pattern[-1].startswith("*"):
+        extra = tensor.dim() - len(pattern) + 1
+        if sizes.setdefault(pattern[-1], max(extra, 0)) != extra:
+            _refuse(name, tensor, pattern, sizes)
+        axes = [*pattern[:-1], *(f"{pattern[-1]}{index}" for index in range(extra))]
+    if tensor.dim() != len(axes):
         _refuse(name, tensor, pattern, sizes)
     for axis, size in zip(axes, tensor.shape, strict=True):
         if size != (int(axis) if axis.isdecimal() else sizes.setdefault(axis, size)):
