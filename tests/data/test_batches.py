@@ -1,5 +1,5 @@
 import json
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -116,6 +116,16 @@ def test_epochs_and_seeds_differ_and_repeat(kind):
     assert torch.equal(epoch(0, 1), epoch(0, 1))
     assert not torch.equal(epoch(0, 0), epoch(0, 1))
     assert not torch.equal(epoch(0, 0), epoch(1, 0))
+
+
+def test_windows_of_one_document_are_shuffled_by_seed_and_epoch():
+    def epoch(seed, number):
+        batches = PackedBatches(documents(bytes(range(199))), ByteTokenizer(), 5, 8, seed)
+        return torch.cat([batch.tokens for batch in take(batches, 5 * (number + 1))[-5:]])
+
+    orders = [epoch(0, 0), epoch(0, 1), epoch(1, 0)]
+    assert all(sorted(order.tolist()) == sorted(orders[0].tolist()) for order in orders)
+    assert not any(torch.equal(one, other) for one, other in combinations(orders, 2))
 
 
 @pytest.mark.parametrize("kind", KINDS)

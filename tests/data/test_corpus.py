@@ -80,6 +80,7 @@ def test_a_folder_leaves_out_what_is_no_text(tmp_path):
         "z/latin.txt": b"\xe9t\xe9",
         "empty.txt": b"",
         ".hidden": b"x",
+        ".git/a": b"x",
         "__pycache__/a": b"x",
     }
     corpus = load_corpus(write(tmp_path, files | others))
@@ -87,6 +88,16 @@ def test_a_folder_leaves_out_what_is_no_text(tmp_path):
     assert sorted(corpus.skipped) == ["empty.txt", "z/latin.txt", "z/photo.bin"]
     assert names(corpus.train) == sorted(names(corpus.train))
     assert corpus.train[0] == Document(names(corpus.train)[0], b"text")
+
+
+def test_the_order_is_that_of_the_names(tmp_path):
+    folders = {f"{folder}/{name}": b"text" for folder in "cabd" for name in ("y", "x", "z")}
+    files = folders | {f"{i}": b"text" for i in range(90)}
+    one = load_corpus(write(tmp_path / "one", files))
+    other = load_corpus(write(tmp_path / "other", dict(reversed(files.items()))))
+    assert one[1:] == other[1:]
+    inner = [name for name in names(one.train) if "/" in name]
+    assert inner == sorted(inner)
 
 
 @pytest.mark.parametrize(

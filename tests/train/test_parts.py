@@ -81,6 +81,7 @@ def test_only_matrices_decay():
     model.frozen = nn.Parameter(torch.zeros(3, 3), requires_grad=False)
     model.marked = nn.Parameter(torch.zeros(3, 3))
     model.marked.no_weight_decay = True
+    model.odd = nn.LayerNorm((2, 2))
     decayed, kept = parameter_groups(model, 0.1)
     name_of = {parameter: name for name, parameter in model.named_parameters()}
     decayed_names, kept_names = ({name_of[p] for p in group["params"]} for group in (decayed, kept))
@@ -88,7 +89,7 @@ def test_only_matrices_decay():
     assert kept["weight_decay"] == 0
     assert decayed_names | kept_names == set(name_of.values()) - {"frozen"}
     assert "head.weight" in decayed_names
-    assert {"embedding.weight", "out_norm.weight", "marked"} <= kept_names
+    assert {"embedding.weight", "out_norm.weight", "marked", "odd.weight"} <= kept_names
     assert any(name.endswith("A_log") for name in kept_names)
     assert not any(name.endswith(("bias", "A_log")) or "norm" in name for name in decayed_names)
 
