@@ -13,7 +13,7 @@ class Case:
         self.name, self.options, self.skip = name, options, dict(skip or {})
 
     def __repr__(self) -> str:
-        given = [f"{option}={value}".replace(" ", "") for option, value in self.options.items() if option != "dim"]
+        given = [f"{option}={value}" for option, value in self.options.items() if isinstance(value, int | str)]
         return "-".join([self.name, *given])
 
 

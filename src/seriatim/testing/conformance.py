@@ -56,6 +56,7 @@ def check_mixer(
         ConformanceError: (an AssertionError) a check failed; `.failures` maps its name to what it saw.
         SeriatimError: an argument is wrong.
     """
+    __tracebackhide__ = True  # pytest shows the error, not this function
     if not isinstance(mixer, Mixer):
         raise SeriatimError(f"mixer is {type(mixer).__name__}; it must be a seriatim.core.mixer.Mixer")
     skip = dict(skip or {})
@@ -67,7 +68,7 @@ def check_mixer(
     _check_names("only", chosen)
 
     subject = _subject(mixer, reference, jitter)
-    report, failures, causes = Report(type(mixer).__name__), {}, []
+    report, failures, raised = Report(type(mixer).__name__), {}, []
     for name in chosen:
         started = perf_counter()
         why_not = CHECKS[name].why_not(subject)
@@ -76,7 +77,7 @@ def check_mixer(
         outcome, failure = _judge(why_not, error, skip.get(name))
         if failure is not None:
             failures[name] = failure
-            causes.append(error)
+            raised.append(error)
         elif outcome == "skipped":
             report.skipped[name] = skip[name]
         elif outcome == "does not apply":
@@ -86,7 +87,8 @@ def check_mixer(
         if log is not None:
             log(f"{name}: {failure or outcome} ({report.seconds[name]:.2f} s)")
     if failures:
-        raise ConformanceError(summary(report.mixer, failures, len(chosen)), failures) from causes[0]
+        cause = next((error for error in raised if not isinstance(error, ConformanceError | None)), None)
+        raise ConformanceError(summary(report.mixer, failures, len(chosen)), failures) from cause
     return report
 
 

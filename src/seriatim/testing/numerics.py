@@ -24,7 +24,7 @@ __all__ = [
     "parameters_have_gradients",
 ]
 
-DRIFT = 0.05  # root mean square of the error against that of the outputs
+DRIFT = 0.05  # root mean square of the error against that of the outputs; one or two layers measure 0.002 to 0.012
 SEGMENT = 512  # tokens a long sequence is read by
 
 

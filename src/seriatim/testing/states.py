@@ -53,7 +53,7 @@ def state_joins(subject: Subject) -> None:
 def state_where(subject: Subject) -> None:
     """where takes some rows from one state and the others from another that has read less."""
     new, old = _read(subject, subject.input(BATCH, 19)), subject.carried(BATCH)
-    rows = torch.tensor([True, False, True])
+    rows = torch.tensor([True, False, True], device=subject.device)
     ours, theirs = subject.after(new, BATCH), subject.after(old, BATCH)
     expected = torch.where(rows.view(-1, *[1] * (ours.dim() - 1)), ours, theirs)
     actual = subject.after(states.where(rows, new, old), BATCH)
