@@ -250,6 +250,12 @@ class LosesTheTailOfAShortSegment(Fade):
         return y, (end._replace(tail=0 * end.tail) if 0 < x.size(1) < self.taps else end)
 
 
+@seen_by("chunk_long")
+class ForgetsAtTheBorderOfABlock(Resets):
+    def changed(self, reset):
+        return reset | (torch.arange(reset.size(1)) == 1024)
+
+
 @seen_by("state_size")
 class GrowsInSecret(Cache):
     constant_state = True

@@ -14,6 +14,7 @@ __all__ = [
     "causal_outputs",
     "causal_parameters",
     "chunk_gradients",
+    "chunk_long",
     "chunk_outputs",
     "chunk_states",
     "state_leaves",
@@ -54,6 +55,19 @@ def chunk_gradients(subject: Subject) -> None:
     for cuts in _cuts(x):
         pieces = _gradients(subject, subject.chunks(x, cuts, start), x, start)
         expect_same_gradients(pieces, whole, f"through pieces {cuts}, against the whole")
+
+
+@check(CAUSAL)
+def chunk_long(subject: Subject) -> None:
+    """Outputs and gradients of 1,500 tokens with resets, whole and in pieces, agree (the borders of large blocks)."""
+    x, start = subject.live_input(2, 1500), subject.live(subject.carried(2))
+    reset = torch.zeros(2, 1500, dtype=torch.bool, device=subject.device)
+    reset[0, 700] = reset[1, 1023] = reset[1, 1030] = True
+    cuts = (333, 678, 489)
+    whole, pieces = subject.mixer(x, start, reset=reset)[0], subject.chunks(x, cuts, start, reset)[0]
+    expect_close(pieces, whole, f"outputs of pieces {cuts} with resets at [[700], [1023, 1030]], against the whole")
+    expected, actual = (subject.gradients([y], x, start) for y in (whole, pieces))
+    expect_same_gradients(actual, expected, f"through pieces {cuts}, against the whole")
 
 
 @check(CAUSAL)
