@@ -32,12 +32,11 @@ def floating(found: Any) -> list[Tensor]:
 def gradients(found: Any, inputs: Sequence[Tensor], seed: int = 99) -> list[Tensor]:
     """The gradients of a random projection of everything floating in `found`; zeros where an input is not used."""
     generator = torch.Generator().manual_seed(seed)
-    parts = [leaf for leaf in floating(found) if leaf.requires_grad]
-    if not parts:
+    total = torch.zeros((), dtype=torch.float64)
+    for leaf in floating(found):
+        total = total + (leaf.double() * torch.randn(leaf.shape, dtype=torch.float64, generator=generator)).sum()
+    if not total.requires_grad:
         return [torch.zeros_like(z) for z in inputs]
-    total = sum(
-        (leaf.double() * torch.randn(leaf.shape, dtype=torch.float64, generator=generator)).sum() for leaf in parts
-    )
     return list(torch.autograd.grad(total, inputs, allow_unused=True, materialize_grads=True))
 
 

@@ -40,7 +40,7 @@ def attention(
     *,
     causal: bool = True,
     window: int | None = None,
-    state: AttentionState | WindowState | None = None,
+    state: AttentionState | WindowState | tuple[()] | None = None,
     reset: Bool[Tensor, "B T"] | None = None,
     lengths: Int[Tensor, "B"] | None = None,
 ) -> tuple[Float[Tensor, "B T H V"], Any]:
@@ -125,8 +125,8 @@ def reference(
     """For every query the list of tokens it sees, a softmax, a sum. Shapes as in :func:`attention`."""
     wanted, dtype = q.dtype, compute_dtype(q, k, v)
     q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
-    if causal and _is_nothing(state):
-        state = _fresh(k, v, window)
+    if causal and not state:
+        state = _fresh(k, v, window, dtype)
     out, ends = [], []
     for b in range(q.size(0)):
         time = q.size(1) if lengths is None else int(lengths[b])
@@ -199,15 +199,11 @@ def _turned(state: WindowState, ends: list[tuple[list[list[_Token]], int]]) -> W
     return WindowState(*(torch.stack(leaf) for leaf in zip(*rows, strict=True))) if rows else state
 
 
-def _fresh(k: Tensor, v: Tensor, window: int | None) -> AttentionState | WindowState:
-    sizes = k.size(2), k.size(3), v.size(3)
+def _fresh(k: Tensor, v: Tensor, window: int | None, dtype: torch.dtype) -> AttentionState | WindowState:
+    sizes, like = (k.size(2), k.size(3), v.size(3)), k.new_empty(0, dtype=dtype)
     if window is None:
-        return init_attention_state(k.size(0), *sizes, like=k)
-    return init_window_state(k.size(0), window, *sizes, like=k)
-
-
-def _is_nothing(state: Any) -> bool:
-    return state is None or (isinstance(state, tuple) and len(state) == 0)
+        return init_attention_state(k.size(0), *sizes, like=like)
+    return init_window_state(k.size(0), window, *sizes, like=like)
 
 
 def _checked(
@@ -221,37 +217,35 @@ def _checked(
     lengths: Tensor | None,
 ) -> Any:
     """The state to start from, in the dtype to keep it in. Raises SeriatimError for arguments that do not fit."""
-    tokens: dict[str, tuple[Tensor | None, str]] = {
+    if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 1):
+        raise SeriatimError(f"window is {window!r}; it must be None or a whole number above 0")
+    if window is not None and not causal:
+        raise SeriatimError(f"window is {window} with causal=False; a window is causal")
+    nothing = state is None or (isinstance(state, tuple) and len(state) == 0)
+    kind = AttentionState if window is None else WindowState
+    if not (nothing or (causal and isinstance(state, kind))):
+        wanted = kind.__name__ if causal else "() or None"
+        raise SeriatimError(
+            f"state is a {type(state).__name__}; with causal={causal}, window={window} it must be {wanted}"
+        )
+    arguments: dict[str, tuple[Tensor | None, str]] = {
         "q": (q, "batch time heads keys"),
         "k": (k, "batch time groups keys"),
         "v": (v, "batch time groups values"),
     }
-    sizes = check_tensors(tokens)
+    if not nothing:
+        arguments["state.keys"] = (state.keys, "batch slots groups keys")
+        arguments["state.values"] = (state.values, "batch slots groups values")
+    sizes = check_tensors(arguments)
     if sizes["groups"] < 1 or sizes["heads"] % sizes["groups"]:
         raise SeriatimError(f"q has {sizes['heads']} heads; it must be a multiple of the {sizes['groups']} heads of k")
     check_reset(reset, q)
     check_lengths(lengths, q)
-    if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 1):
-        raise SeriatimError(f"window is {window!r}; it must be None or a whole number above 0")
-    if not causal:
-        if window is not None:
-            raise SeriatimError(f"window is {window} with causal=False; a window is causal")
-        if not _is_nothing(state):
-            raise SeriatimError(f"state is a {type(state).__name__} with causal=False; it must be None or ()")
-        return ()
-    if _is_nothing(state):
-        return _fresh(k.to(compute_dtype(q, k, v)), v, window)
-    kind = AttentionState if window is None else WindowState
-    if not isinstance(state, kind):
-        raise SeriatimError(f"state is a {type(state).__name__}; with window={window} it must be {kind.__name__}")
-    leaves = {
-        "state.keys": (state.keys, "batch slots groups keys"),
-        "state.values": (state.values, "batch slots groups values"),
-    }
-    slots = check_tensors(tokens | leaves)["slots"]
-    if window is not None and slots != window:
-        raise SeriatimError(f"state.keys has {slots} slots; with window={window} it must have {window}")
-    _check_integers("state.position", state.position, (sizes["batch"], slots))
+    if nothing:
+        return _fresh(k, v, window, compute_dtype(q, k, v)) if causal else ()
+    if window is not None and window != sizes["slots"]:
+        raise SeriatimError(f"state.keys has {sizes['slots']} slots; with window={window} it must have {window}")
+    _check_integers("state.position", state.position, (sizes["batch"], sizes["slots"]))
     _check_integers("state.length", state.length, (sizes["batch"],))
     dtype = compute_dtype(q, k, v, state.keys, state.values)
     return state._replace(keys=state.keys.to(dtype), values=state.values.to(dtype))

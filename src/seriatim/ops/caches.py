@@ -59,7 +59,9 @@ def init_window_state(
     return WindowState(*_empty(batch, window, kv_heads, key_dim, value_dim, like))
 
 
-def next_position(state: AttentionState | WindowState | None, batch: int, device: torch.device | None = None) -> Tensor:
+def next_position(
+    state: AttentionState | WindowState | tuple[()] | None, batch: int, device: torch.device | None = None
+) -> Tensor:
     """(B,) int64: the index in its document of the token that comes next, if it does not begin one."""
     return state.length if state else torch.zeros(batch, dtype=torch.int64, device=device)
 

@@ -106,8 +106,8 @@ def _forward(
     """All states, and what all steps keep, one after another."""
     state, history = first, [first]
     kept: list[Tensor] = []
-    for t in range(x.size(1)):
-        state, keep = CELLS[name].advance(x[:, t], _forget(state, begins, t), weight, bias)
+    for t, token in enumerate(x.unbind(1)):
+        state, keep = CELLS[name].advance(token, _forget(state, begins, t), weight, bias)
         history.append(state)
         kept += keep
     return tuple(torch.stack(states, 1) for states in zip(*history, strict=True)), kept

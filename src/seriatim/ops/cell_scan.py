@@ -81,7 +81,8 @@ def cell_scan(
         SeriatimError: an argument has another value, shape or dtype than the above.
     """
     state = _checked(cell, inputs, recurrent, bias, state, reset, lengths)
-    real = None if lengths is None else ragged.real_tokens(lengths.to(inputs.device), inputs.size(1))
+    lengths = None if lengths is None else lengths.to(inputs.device, torch.int64)
+    real = None if lengths is None else ragged.real_tokens(lengths, inputs.size(1))
     wide = inputs if real is None else ragged.mask(inputs, real)
     dtype = state.hidden.dtype
     with full_precision(inputs.device):
@@ -120,7 +121,7 @@ def reference(
         out.append(now.hidden)
         goes_on = torch.ones(batch, 1, 1, dtype=torch.bool, device=inputs.device)
         if lengths is not None:
-            goes_on = (t < lengths.to(inputs.device))[:, None, None]
+            goes_on = (t < lengths)[:, None, None]
         state = _STATES[cell](*(torch.where(goes_on, new, old) for new, old in zip(now, state, strict=True)))
     return torch.stack(out, 1) if out else inputs.new_zeros(batch, 0, heads, dim), state
 
@@ -162,7 +163,7 @@ def _loop(
     if lengths is None:
         last = [leaf[:, -1] for leaf in states]
     else:
-        index = lengths.to(inputs.device, torch.int64).view(1, 1, batch, 1).expand(heads, 1, batch, dim)
+        index = lengths.view(1, 1, batch, 1).expand(heads, 1, batch, dim)
         last = [leaf.gather(1, index).squeeze(1) for leaf in states]
     # Cloned: a view would keep the states of all tokens in memory for as long as the last one lives.
     return out, _STATES[cell](*(leaf.transpose(0, 1).clone() for leaf in last))
@@ -197,5 +198,7 @@ def _checked(
     check_lengths(lengths, inputs)
     dtype = compute_dtype(inputs, recurrent, bias, *(state or ()))
     if state is None:
-        return init_cell_state(cell, inputs.size(0), inputs.size(3), inputs.size(4), like=inputs.to(dtype))
+        return init_cell_state(
+            cell, inputs.size(0), inputs.size(3), inputs.size(4), like=inputs.new_empty(0, dtype=dtype)
+        )
     return kind(*(leaf.to(dtype) for leaf in state))

@@ -14,6 +14,7 @@ from seriatim.ops.caches import AttentionState, Segment, WindowState, append, re
 __all__ = ["bidirectional", "full", "windowed"]
 
 _BLOCK = 64  # blocks shorter than this cost more in calls than they save in masked products
+_STRIDE = 1024  # tokens whose blocks are attended to at once
 _PADDING, _EMPTY = -1, -2
 
 
@@ -60,7 +61,7 @@ def windowed(
     window = state.position.size(1)
     places = _of_tokens(segment)
     if q.size(1) > max(window, _BLOCK):
-        return _in_blocks(q, k, v, state, places), after
+        return _in_blocks(q, k, v, state, places, together=segment.document is None), after
     if _known_empty(state):
         if segment.document is None and q.size(1) <= window:
             return _attend(q, k, v, causal=True), after
@@ -70,29 +71,47 @@ def windowed(
     return _attend(q, keys, values, mask), after
 
 
-def _in_blocks(q: Tensor, k: Tensor, v: Tensor, ring: WindowState, places: _Places) -> Tensor:
-    """Blocks at least as long as the window: each sees itself and the one before, the first sees the ring."""
-    time, window = q.size(1), ring.position.size(1)
+def _in_blocks(q: Tensor, k: Tensor, v: Tensor, ring: WindowState, places: _Places, together: bool) -> Tensor:
+    """Blocks at least as long as the window: each sees itself and the one before, the first sees the ring.
+
+    A few blocks at a time, so that what is formed on the way stays in the processor's caches, however long the segment.
+    `together`: all tokens go on with the carried document, so that after the ring one mask serves all blocks.
+    """
+    window = ring.position.size(1)
     block = max(window, _BLOCK)
-    padding, extra = -time % block, block - window
-
-    def blocks(tokens: Tensor, before: Tensor, fill: int) -> tuple[Tensor, Tensor]:
-        """tokens in blocks (B * N, C, ...), and each with the block before it (B * N, 2 C, ...)."""
-        rest = [0, 0] * (tokens.dim() - 2)
-        first = F.pad(before.to(tokens.dtype), [*rest, extra, 0], value=fill).unsqueeze(1)
-        own = F.pad(tokens, [*rest, 0, padding], value=fill).unflatten(1, (-1, block))
-        pairs = torch.cat([torch.cat([first, own[:, :-1]], 1), own], 2)
-        return own.flatten(0, 1), pairs.flatten(0, 1)
-
-    cached = _of_cache(ring)
-    queries, keys = zip(
-        blocks(places.document, cached.document, _PADDING), blocks(places.time, cached.time, _PADDING), strict=True
+    stride = max(block, _STRIDE - _STRIDE % block)
+    # Split, not sliced: the gradient of a slice is as large as the whole, so that of all slices would be quadratic.
+    tokens = list(zip(*(z.split(stride, 1) for z in (k, v, *places)), strict=True))
+    before = tuple(
+        F.pad(z, [0, 0] * (z.dim() - 2) + [block - window, 0], value=_fill(z))
+        for z in (ring.keys.to(k.dtype), ring.values.to(v.dtype), *_of_cache(ring))
     )
-    own = F.pad(q, [0, 0, 0, 0, 0, padding]).unflatten(1, (-1, block)).flatten(0, 1)
-    _, k = blocks(k, ring.keys, 0)
-    _, v = blocks(v, ring.values, 0)
-    out = _attend(own, k, v, _visible(_Places(*queries), _Places(*keys), window))
-    return out.unflatten(0, (q.size(0), -1)).flatten(1, 2)[:, :time]
+    out = []
+    for i, queries in enumerate(q.split(stride, 1)):
+        keys, values, *pairs = (_pairs(z, first, block) for z, first in zip(tokens[i], before, strict=True))
+        seen = _Places(*(z[:1] if together and i > 0 else z for z in pairs))
+        mask = _visible(_Places(*(z[:, block:] for z in seen)), seen, window)
+        found = _attend(_blocks(queries, block).flatten(0, 1), keys, values, mask)
+        out.append(found.unflatten(0, (q.size(0), -1)).flatten(1, 2)[:, : queries.size(1)])
+        before = tuple(z[:, -block:] for z in tokens[i])
+    return torch.cat(out, 1)
+
+
+def _blocks(tokens: Tensor, block: int) -> Tensor:
+    """(B, T, ...) in blocks (B, N, C, ...); the last is filled up with padding."""
+    padding = -tokens.size(1) % block
+    return F.pad(tokens, [0, 0] * (tokens.dim() - 2) + [0, padding], value=_fill(tokens)).unflatten(1, (-1, block))
+
+
+def _fill(tokens: Tensor) -> int:
+    return 0 if tokens.is_floating_point() else _PADDING
+
+
+def _pairs(tokens: Tensor, before: Tensor, block: int) -> Tensor:
+    """Each block after the one before it: (B * N, 2 C, ...)."""
+    own = _blocks(tokens, block)
+    previous = torch.cat([before.unsqueeze(1), own[:, :-1]], 1)
+    return torch.cat([previous, own], 2).flatten(0, 1)
 
 
 def _step(q: Tensor, after: AttentionState | WindowState) -> Tensor:

@@ -196,4 +196,4 @@ def _checked(scores: Tensor, values: Tensor, state: SoftmaxState | None, reset: 
 
 def _empty(scores: Tensor, values: Tensor) -> SoftmaxState:
     batch, _, heads, dim = values.shape
-    return init_softmax_state(batch, heads, dim, like=values.to(compute_dtype(scores, values)))
+    return init_softmax_state(batch, heads, dim, like=values.new_empty(0, dtype=compute_dtype(scores, values)))
