@@ -1,6 +1,7 @@
 """Measures how well a trained model predicts text it has not learnt from, in bits per byte."""
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from seriatim.cli.parsing import Parser
@@ -45,14 +46,15 @@ def run(options: Any) -> int:
 
 
 def _measure(options: Any, run: "Run") -> dict[str, Any]:
+    from seriatim.cli.training import held_out_batches
     from seriatim.data.corpus import load_corpus
-    from seriatim.data.evaluation import EvaluationBatches
     from seriatim.train.evaluate import evaluate
+    from seriatim.train.settings import TrainSettings
 
-    data, window = options.data or run.config["data"], run.config["train"]["window"]
+    settings = replace(TrainSettings(**run.config["train"]), batch=options.batch)
+    data = options.data or run.config["data"]
     documents = getattr(load_corpus(data), options.split)
-    overlap = 0 if run.model.constant_state else window // 2
-    batches = EvaluationBatches(documents, run.tokenizer, options.batch, window, options.tokens, overlap)
+    batches = held_out_batches(run.model, documents, run.tokenizer, settings, options.tokens)
     figures = evaluate(run.model, batches)
     return {
         "run": options.run,

@@ -115,27 +115,15 @@ def _run_folder(options: Any, settings: TrainSettings, model: "Mixer", tokenizer
 
 
 def _fit(model: "Mixer", corpus: "Corpus", tokenizer: "Tokenizer", settings: TrainSettings, folder: "RunFolder") -> int:
-    from seriatim.data.batches import ContiguousBatches, PackedBatches
-    from seriatim.data.evaluation import EvaluationBatches
-    from seriatim.objectives.next_token import next_token
-    from seriatim.train.evaluate import evaluate
-    from seriatim.train.loop import TrainingError, fit
+    from seriatim.cli.training import train_language_model
+    from seriatim.train.loop import TrainingError
 
-    carry = model.constant_state if settings.carry is None else settings.carry
-    if carry and not model.constant_state:
-        raise SeriatimError("train.carry is true; it must be false for a model whose state grows with what it reads")
-    kind = ContiguousBatches if carry else PackedBatches
-    batches = kind(corpus.train, tokenizer, settings.batch, settings.window, settings.seed)
-    overlap = 0 if model.constant_state else settings.window // 2
-    held_out = EvaluationBatches(
-        corpus.validation, tokenizer, settings.batch, settings.window, settings.evaluate_tokens, overlap
-    )
     try:
-        result = fit(model, next_token, batches, settings, folder, lambda model: evaluate(model, held_out))
+        result = train_language_model(model, corpus, tokenizer, settings, folder)
     except TrainingError as error:
         raise CommandError(str(error), DIVERGED) from error
     _note(f"{folder.path}: {result.progress.step:,} steps, {_figures(result.progress.validation)}")
-    _note(f"write with it: seriatim generate {folder.path} --prompt 'def '")
+    _note(f"write with it: seriatim generate {quote(str(folder.path))} --prompt 'def '")
     return 0
 
 
