@@ -4,7 +4,8 @@ import re
 
 import pytest
 import torch
-from faulty_mixers import BranchesOnValues, CannotBeCopied, ComputesAnotherEquation, ForgetsResetsInMidChunk
+from faulty_making import BranchesOnValues, CannotBeCopied, ComputesAnotherEquation
+from faulty_reading import ForgetsResetsInMidChunk
 from toy_mixers import Around, Cache, Fade, Pointwise, Speaker
 
 from seriatim.core.errors import SeriatimError
@@ -97,7 +98,7 @@ def test_a_mixer_that_cannot_be_copied_is_refused_at_once():
 
 
 def test_a_mixer_needs_a_reference():
-    with pytest.raises(ConformanceError, match=r"equals_reference: has no reference.*faulty_mixers"):
+    with pytest.raises(ConformanceError, match=r"equals_reference: has no reference.*faulty_making"):
         check_mixer(ComputesAnotherEquation(4), only=["equals_reference"])
     assert check_mixer(
         ComputesAnotherEquation(4), only=["equals_reference"], skip={"equals_reference": REASON}

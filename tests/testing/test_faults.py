@@ -1,13 +1,15 @@
 """Each wrong mixer is caught, by the checks that are about its fault; and every check catches one."""
 
+import faulty_making
+import faulty_reading
 import pytest
 import torch
-from faulty_mixers import FAULTS
 from toy_mixers import reference
 
 from seriatim.testing import CHECKS, ConformanceError, check_mixer
 
 DIM = 4
+FAULTS = faulty_reading.FAULTS | faulty_making.FAULTS
 
 
 @pytest.mark.parametrize("faulty", FAULTS, ids=lambda cls: cls.__name__)
