@@ -1,4 +1,4 @@
-"""Wrong mixers, a correct toy and one fault each: of resets, padding, causality, pieces and steps, carried gradients."""
+"""Wrong mixers, a correct toy and one fault each: of resets, padding, causality, pieces, steps, carried gradients."""
 
 from abc import abstractmethod
 
