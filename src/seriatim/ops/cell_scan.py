@@ -184,7 +184,7 @@ def _checked(
     arguments: dict[str, tuple[Tensor | None, str]] = {
         "inputs": (inputs, "batch time gates heads dim"),
         "recurrent": (recurrent, "gates heads dim dim"),
-        "bias": (bias, "gates heads dim"),
+        "bias": (bias, "gates heads dim?"),
     }
     if state is not None:
         if not isinstance(state, tuple) or len(state) != len(kind._fields):

@@ -13,11 +13,11 @@ __all__ = ["check_lengths", "check_reset", "check_tensors"]
 def check_tensors(arguments: Mapping[str, tuple[Tensor | None, str]], *, allow_complex: bool = False) -> dict[str, int]:
     """Checks all tensors of a call against patterns such as "batch time heads keys" and returns the sizes by name.
 
-        sizes = check_tensors({"q": (q, "batch time heads keys"), "state": (state, "batch heads keys values")})
+        sizes = check_tensors({"q": (q, "batch time heads keys"), "state": (state, "batch heads keys values?")})
 
     A name stands for one size wherever it occurs; a last name with a star, "batch time *features", for any number of
-    them; a number for itself. A tensor that is None is skipped, but the first, whose device is the device of all.
-    Integers are refused, and complex numbers too unless `allow_complex`.
+    them; a number for itself. With a question mark behind it all, the tensor may be None. The first tensor's device is
+    the device of all. Integers are refused, and complex numbers too unless `allow_complex`.
 
     Raises:
         SeriatimError: names the argument, what it has and what it must have.
@@ -25,12 +25,13 @@ def check_tensors(arguments: Mapping[str, tuple[Tensor | None, str]], *, allow_c
     sizes: dict[str, int] = {}
     first = next(iter(arguments))
     for name, (tensor, pattern) in arguments.items():
-        if tensor is None and name != first:
+        if tensor is None and pattern.endswith("?"):
             continue
+        axes = pattern.removesuffix("?").split()
         if not isinstance(tensor, Tensor):
-            raise SeriatimError(f"{name} is {tensor!r}; it must be a tensor of shape {_shown(pattern.split())}")
+            raise SeriatimError(f"{name} is {tensor!r}; it must be a tensor of shape {_shown(axes)}")
         _check_dtype(name, tensor, allow_complex)
-        _check_shape(name, tensor, pattern.split(), sizes)
+        _check_shape(name, tensor, axes, sizes)
         device = arguments[first][0].device  # type: ignore[union-attr]
         if tensor.device != device:
             raise SeriatimError(f"{name} is on {tensor.device}; it must be on {device}, where {first} is")

@@ -52,7 +52,7 @@ def diagonal_scan(
         {
             "b": (b, "batch time *features"),
             "a": (a, "*features" if constant else "batch time *features"),
-            "state": (state, "batch *features"),
+            "state": (state, "batch *features?"),
         },
         allow_complex=True,
     )
@@ -74,7 +74,7 @@ def reference(
 ) -> tuple[Inexact[Tensor, "B T *F"], Inexact[Tensor, "B *F"]]:
     """The equation, token by token."""
     a = a.expand(b.shape)
-    h = torch.zeros_like(b[:, 0]) if state is None else state
+    h = b.new_zeros(b.size(0), *b.shape[2:]) if state is None else state
     outputs = []
     for t in range(b.size(1)):
         if reset is not None:
@@ -101,7 +101,7 @@ def blocked(
     if b.size(1) == 1:
         h = torch.addcmul(b, a, state.unsqueeze(1))
         return h, h.squeeze(1)
-    return _Scan.apply(a, b, state, False)
+    return _scan(a, b, state, False)
 
 
 def scan_in_place(decay: Tensor, values: Tensor, carry: Tensor, *, reverse: bool = False) -> Tensor:
@@ -134,31 +134,36 @@ def scan_in_place(decay: Tensor, values: Tensor, carry: Tensor, *, reverse: bool
     return last
 
 
-class _Scan(torch.autograd.Function):
-    """(decay, values, carry, reverse) -> (the scan, what it ends on). Its gradient is a scan in the other direction."""
+@torch.library.custom_op("seriatim::diagonal_scan", mutates_args=())
+def _scan(decay: Tensor, values: Tensor, carry: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
+    """What `scan_in_place` makes of a copy of `values`, and what it returns: one node to a compiler, however long."""
+    values = values.clone()
+    return values, scan_in_place(decay, values, carry, reverse=reverse).clone()
 
-    @staticmethod
-    def forward(decay: Tensor, values: Tensor, carry: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
-        values = values.clone()
-        return values, scan_in_place(decay, values, carry, reverse=reverse).clone()
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        decay, _, carry, ctx.reverse = inputs
-        ctx.save_for_backward(decay, carry, output[0])
+@_scan.register_fake
+def _(decay: Tensor, values: Tensor, carry: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(values), torch.empty_like(values[:, 0])
 
-    @staticmethod
-    def backward(ctx: Any, grad_scan: Tensor, grad_end: Tensor) -> tuple[Tensor | None, ...]:
-        decay, carry, found = ctx.saved_tensors
-        decay, carry, one = decay.conj(), carry.unsqueeze(1), torch.ones_like(decay[:, :1])
-        if ctx.reverse:
-            shifted, before, last = torch.cat([one, decay[:, :-1]], 1), torch.cat([found[:, 1:], carry], 1), -1
-        else:
-            shifted, before, last = torch.cat([decay[:, 1:], one], 1), torch.cat([carry, found[:, :-1]], 1), 0
-        differentiable = torch.is_grad_enabled() and not torch.compiler.is_compiling()  # for second derivatives
-        scan = _Scan.apply if differentiable else _Scan.forward
-        grad, _ = scan(shifted, grad_scan, grad_end, not ctx.reverse)
-        return grad * before.conj(), grad, decay[:, last] * grad[:, last], None
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    decay, _, carry, ctx.reverse = inputs
+    ctx.save_for_backward(decay, carry, output[0])
+
+
+def _gradients(ctx: Any, grad_scan: Tensor, grad_end: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradient in the values is a scan in the other direction."""
+    decay, carry, found = ctx.saved_tensors
+    decay, carry, one = decay.conj(), carry.unsqueeze(1), torch.ones_like(decay[:, :1])
+    if ctx.reverse:
+        shifted, before, last = torch.cat([one, decay[:, :-1]], 1), torch.cat([found[:, 1:], carry], 1), -1
+    else:
+        shifted, before, last = torch.cat([decay[:, 1:], one], 1), torch.cat([carry, found[:, :-1]], 1), 0
+    grad, _ = _scan(shifted, grad_scan, grad_end, not ctx.reverse)
+    return grad * before.conj(), grad, decay[:, last] * grad[:, last], None
+
+
+_scan.register_autograd(_gradients, setup_context=_save)
 
 
 def _order(steps: int, reverse: bool) -> range:

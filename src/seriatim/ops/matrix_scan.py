@@ -59,8 +59,8 @@ def matrix_scan(
             "q": (q, "batch time heads keys"),
             "k": (k, "batch time heads keys"),
             "v": (v, "batch time heads values"),
-            "log_decay": (log_decay, "batch time heads" if per_head else "batch time heads keys"),
-            "state": (state, "batch heads keys values"),
+            "log_decay": (log_decay, "batch time heads?" if per_head else "batch time heads keys?"),
+            "state": (state, "batch heads keys values?"),
         }
     )
     check_reset(reset, q)

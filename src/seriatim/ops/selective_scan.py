@@ -63,9 +63,9 @@ def selective_scan(
             "A": (A, "channels states"),
             "B": (B, "batch time states"),
             "C": (C, "batch time states"),
-            "state": (state, "batch channels states"),
+            "D": (D, "channels?"),
+            "state": (state, "batch channels states?"),
         }
-        | ({} if D is None else {"D": (D, "channels")})
     )
     check_reset(reset, x)
     arguments = cast(compute_dtype(x, delta, A, B, C, D, state), x, delta, A, B, C, D, state)
@@ -116,7 +116,7 @@ def chunked(
     if x.size(1) == 1:
         y, state = _step(x, delta, A, B, C, state, reset)
     else:
-        y, last, _ = _Scan.apply(delta, delta * x, A.mT, B, C, state.mT, reset, _chunk_tokens(state))
+        y, last, _ = _scan(delta, delta * x, A.mT, B, C, state.mT, reset, _chunk_tokens(state))
         state = last.mT
     return (y if D is None else torch.addcmul(y, D, x)), state
 
@@ -138,53 +138,102 @@ def _chunk_tokens(state: Tensor) -> int:
     return max(1, elements // max(1, state.numel()) // BLOCK) * BLOCK
 
 
-class _Scan(torch.autograd.Function):
-    """(delta, u = delta x, A^T, B, C, state^T, reset, tokens) -> (y, last state^T, the states^T at the chunks' starts).
+@torch.library.custom_op("seriatim::selective_scan", mutates_args=())
+def _scan(
+    delta: Tensor, u: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, reset: Tensor | None, tokens: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(delta, u = delta x, A^T, B, C, state^T) -> (y, last state^T, the states^T at the chunks' starts).
 
-    States are (B, T, N, E) inside: with the channels last, products with delta and u run along memory.
+    `tokens` make a chunk. States are (B, T, N, E) inside: with the channels last, products with delta and u run along
+    memory. To a compiler this is one node, however long.
     """
+    A, h = A.contiguous(), state.contiguous()
+    starts, outputs = [], []
+    for first in range(0, u.size(1), tokens):
+        part = slice(first, first + tokens)
+        starts.append(h)
+        states = u[:, part, None] * B[:, part, :, None]
+        h = scan_in_place(_decay(delta[:, part], A, reset, first), states, h).clone()
+        outputs.append((C[:, part, None] @ states).squeeze(2))
+    return torch.cat(outputs, 1), h, torch.stack(starts, 1)
 
-    @staticmethod
-    def forward(
-        delta: Tensor, u: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, reset: Tensor | None, tokens: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        A, h = A.contiguous(), state.contiguous()
-        starts, outputs = [], []
-        for first in range(0, u.size(1), tokens):
-            part = slice(first, first + tokens)
-            starts.append(h)
-            states = u[:, part, None] * B[:, part, :, None]
-            h = scan_in_place(_decay(delta[:, part], A, reset, first), states, h).clone()
-            outputs.append((C[:, part, None] @ states).squeeze(2))
-        return torch.cat(outputs, 1), h, torch.stack(starts, 1)
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        *tensors, ctx.tokens = inputs
-        ctx.save_for_backward(*tensors, output[2])
-        ctx.mark_non_differentiable(output[2])
+@_scan.register_fake
+def _(
+    delta: Tensor, u: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, reset: Tensor | None, tokens: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, states, channels = state.shape
+    chunks = (u.size(1) + tokens - 1) // tokens
+    return (
+        u.new_empty(u.shape),
+        state.new_empty(state.shape),
+        state.new_empty(batch, chunks, states, channels),
+    )
 
-    @staticmethod
-    def backward(ctx: Any, grad_y: Tensor, grad_last: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        *inputs, reset, starts = ctx.saved_tensors
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return *_differentiable_gradients(inputs, reset, grad_y, grad_last), None, None
-        delta, u, A, B, C, _ = inputs
-        A = A.contiguous()
-        padded = F.pad(delta, (0, 0, 0, 1))  # what comes after the last token decays by exp(0) = 1
-        grad_h, grad_A, parts = grad_last, torch.zeros_like(A), []
-        for index in range(starts.size(1) - 1, -1, -1):
-            first = index * ctx.tokens
-            part = slice(first, first + ctx.tokens)
-            decay = _decay(padded[:, first : first + ctx.tokens + 1], A, reset, first)
-            *grads, grad_h, new_A = _chunk_backward(
-                grad_y[:, part], grad_h, decay, delta[:, part], u[:, part], A, B[:, part], C[:, part], starts[:, index]
-            )
-            parts.append(grads)
-            grad_A += new_A
-        grad_state = grad_h * _decay(delta[:, :1], A, reset, 0)[:, 0]
-        grad_delta, grad_u, grad_B, grad_C = (torch.cat(grads[::-1], 1) for grads in zip(*parts, strict=True))
-        return grad_delta, grad_u, grad_A, grad_B, grad_C, grad_state, None, None
+
+@torch.library.custom_op("seriatim::selective_scan_backward", mutates_args=())
+def _scan_backward(
+    grad_y: Tensor,
+    grad_last: Tensor,
+    delta: Tensor,
+    u: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    reset: Tensor | None,
+    starts: Tensor,
+    tokens: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients in delta, u, A^T, B, C and state^T, the states computed again chunk by chunk, the last first."""
+    A = A.contiguous()
+    padded = F.pad(delta, (0, 0, 0, 1))  # what comes after the last token decays by exp(0) = 1
+    grad_h, grad_A, parts = grad_last, torch.zeros_like(A), []
+    for index in range(starts.size(1) - 1, -1, -1):
+        first = index * tokens
+        part = slice(first, first + tokens)
+        decay = _decay(padded[:, first : first + tokens + 1], A, reset, first)
+        *grads, grad_h, new_A = _chunk_backward(
+            grad_y[:, part], grad_h, decay, delta[:, part], u[:, part], A, B[:, part], C[:, part], starts[:, index]
+        )
+        parts.append(grads)
+        grad_A += new_A
+    grad_state = grad_h * _decay(delta[:, :1], A, reset, 0)[:, 0]
+    grad_delta, grad_u, grad_B, grad_C = (torch.cat(grads[::-1], 1) for grads in zip(*parts, strict=True))
+    return grad_delta, grad_u, grad_A, grad_B, grad_C, grad_state
+
+
+@_scan_backward.register_fake
+def _(
+    grad_y: Tensor,
+    grad_last: Tensor,
+    delta: Tensor,
+    u: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    reset: Tensor | None,
+    starts: Tensor,
+    tokens: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    delta, u, A, B, C, state = (z.new_empty(z.shape) for z in (delta, u, A, B, C, grad_last))
+    return delta, u, A, B, C, state
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.tokens = inputs
+    ctx.save_for_backward(*tensors, output[2])
+
+
+def _gradients(ctx: Any, grad_y: Tensor, grad_last: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    *inputs, state, reset, starts = ctx.saved_tensors
+    if torch.is_grad_enabled():  # for second derivatives
+        grads = _differentiable_gradients([*inputs, state], reset, grad_y, grad_last)
+    else:
+        grads = _scan_backward(grad_y, grad_last, *inputs, reset, starts, ctx.tokens)
+    return *grads, None, None
+
+
+_scan.register_autograd(_gradients, setup_context=_save)
 
 
 def _differentiable_gradients(

@@ -45,10 +45,10 @@ def short_conv(
     Raises:
         SeriatimError: an argument has another shape, dtype or device than the above.
     """
-    check_tensors({"x": (x, "batch time dim"), "weight": (weight, "dim taps"), "bias": (bias, "dim")})
+    check_tensors({"x": (x, "batch time dim"), "weight": (weight, "dim taps"), "bias": (bias, "dim?")})
     if weight.size(1) == 0:
         raise SeriatimError(f"weight has shape {tuple(weight.shape)}; it must be (dim, taps) with at least 1 tap")
-    check_tensors({"x": (x, "batch time dim"), "state": (state, f"batch {weight.size(1) - 1} dim")})
+    check_tensors({"x": (x, "batch time dim"), "state": (state, f"batch {weight.size(1) - 1} dim?")})
     check_reset(reset, x)
     check_lengths(lengths, x)
     arguments = cast(compute_dtype(x, weight, bias, state), x, weight, bias, state)
@@ -108,9 +108,7 @@ def sum_of_taps(
     return y, _tail(inputs, document, lengths, taps)
 
 
-def _step(
-    x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, reset: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _step(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, reset: Tensor | None) -> tuple[Tensor, Tensor]:
     """One token, as generation reads them."""
     if reset is not None:
         state = state.masked_fill(reset.unsqueeze(2), 0.0)
