@@ -100,7 +100,7 @@ def test_what_cannot_be_generated_is_refused(refused, trained, text, tmp_path):
     refused("which cannot be read: Is a directory", "generate", trained, "--prompt-file", tmp_path)
     refused("state file", "generate", trained, "--state", tmp_path / "none")
     refused("cannot be read", "generate", trained, "--state", state)
-    refused("its folder", "generate", trained, "--save-state", tmp_path / "none/state")
+    refused("none does not exist", "generate", trained, "--save-state", tmp_path / "none/state")
     refused("which is a folder", "generate", trained, "--save-state", tmp_path)
     (tmp_path / "config.json").write_text("{}")
     refused("must describe a run", "generate", tmp_path)

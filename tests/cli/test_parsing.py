@@ -1,6 +1,7 @@
 import pytest
 
 from seriatim.cli import main
+from seriatim.core.errors import SeriatimError
 
 
 def test_no_arguments_and_help_print_the_commands(seriatim):
@@ -91,6 +92,14 @@ def test_list_says_what_a_mixer_is(seriatim):
     assert "language_model(vocab_size, dim=256" in models
     assert "gla" in both
     assert "language_model" in both
+
+
+def test_an_error_is_one_line_whatever_it_says(refused, monkeypatch):
+    def fail():
+        raise SeriatimError("first\n  second")
+
+    monkeypatch.setattr("seriatim.cli.dispatch._overview", fail)
+    refused("seriatim: error: first second")
 
 
 def test_a_bug_is_a_traceback(monkeypatch):

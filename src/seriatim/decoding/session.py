@@ -32,12 +32,12 @@ class Session(NamedTuple):
 
 
 def fingerprint(model: nn.Module) -> str:
-    """sha256 over the model's spec and weights: two models of one fingerprint understand each other's states."""
+    """The head of a sha256 over the model's spec and weights: models of one fingerprint understand each other's states."""
     digest = hashlib.sha256(json.dumps(spec(model), sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return digest.hexdigest()[:16]
 
 
 def save_session(session: Session, path: str | PathLike[str], model: nn.Module) -> None:
