@@ -1,4 +1,4 @@
-"""For all tests: one thread, fixed seeds, and the ops' shapes checked. Tests import what stands beside this (cases.py)."""
+"""For all tests: one thread, fixed seeds, the ops' shapes checked. Tests import what stands beside this (cases.py)."""
 
 import pytest
 import torch
