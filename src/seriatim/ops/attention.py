@@ -72,14 +72,12 @@ def attention(
     Source: Vaswani et al., 2017, arXiv:1706.03762; shared keys: arXiv:2305.13245; window: arXiv:2004.05150.
     """
     state = _checked(q, k, v, causal, window, state, reset, lengths)
-    real = None
-    if lengths is not None:
+    if lengths is not None:  # the padding is zeros, and sees only padding: its outputs are 0
         lengths = lengths.to(q.device, torch.int64)
         real = ragged.real_tokens(lengths, q.size(1))
         q, k, v = (ragged.mask(z, real) for z in (q, k, v))
     run = choose({"reference": reference, "torch": _fused}, q)
-    out, state = run(q, k, v, causal=causal, window=window, state=state, reset=reset, lengths=lengths)
-    return out if real is None else ragged.mask(out, real), state
+    return run(q, k, v, causal=causal, window=window, state=state, reset=reset, lengths=lengths)
 
 
 def _fused(
