@@ -1,23 +1,10 @@
-import os
 import subprocess
-import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
+from command_line import COMMAND, ENVIRONMENT, SMALL, Result
 
 from seriatim.cli import main
-
-COMMAND = [sys.executable, "-m", "seriatim"]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
-SMALL = ["--model.layers", "[aaren]", "--model.dim", "8", "--train.batch", "2", "--train.window", "16"]
-SMALL += ["--train.evaluate_tokens", "200", "--train.evaluate_every", "0"]
-
-
-class Result(NamedTuple):
-    status: int
-    out: str
-    err: str
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import COMMAND, ENVIRONMENT, SMALL
+from command_line import COMMAND, ENVIRONMENT, SMALL
 
 from seriatim.cli import main
 from seriatim.train.log import read_log

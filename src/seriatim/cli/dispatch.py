@@ -76,6 +76,7 @@ def _overview() -> str:
             *lines,
             "",
             "seriatim COMMAND --help explains a command; seriatim --version prints the version.",
+            "Exit status: 0 done, 2 a mistake in what was asked for, 3 the loss is not finite, 130 Ctrl-C.",
         ]
     )
 

@@ -47,7 +47,7 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument(
         "--tokenizer",
-        type=Any,
+        type=str | dict[str, Any],
         metavar="FILE",
         default=stored.get("tokenizer", "bytes"),
         help="bytes, or a tokenizer.json of Hugging Face",
@@ -82,14 +82,13 @@ def run(options: Any) -> int:
         raise SeriatimError("--out is not given; it must name the run folder (seriatim train --help)")
     settings = TrainSettings(**options.train.as_dict())
 
-    from seriatim.core.build import build
     from seriatim.data.corpus import load_corpus
     from seriatim.data.tokenizer import load_tokenizer
     from seriatim.train.generators import seed
 
     tokenizer = load_tokenizer(options.tokenizer, options.out if options.resume else None)
     seed(settings.seed)
-    model = build("language_model", vocab_size=tokenizer.vocab_size, **options.model.as_dict())
+    model = _build(tokenizer.vocab_size, options.model.as_dict())
     folder = _run_folder(options, settings, model, tokenizer)
     corpus = load_corpus(options.data)
     if corpus.skipped:
@@ -103,13 +102,27 @@ def run(options: Any) -> int:
         raise KeyboardInterrupt(how) from None
 
 
+def _build(vocab_size: int, options: dict[str, Any]) -> "Mixer":
+    """The model; what its constructor cannot make anything of is a mistake in the options."""
+    from seriatim.core.build import build
+
+    try:
+        return build("language_model", vocab_size=vocab_size, **options)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise (
+            error if isinstance(error, SeriatimError) else SeriatimError(f"the model cannot be built: {error}")
+        ) from error
+
+
 def _run_folder(options: Any, settings: TrainSettings, model: "Mixer", tokenizer: "Tokenizer") -> "RunFolder":
     """The folder, checked; nothing is written. Paths are kept whole, so that the run can be resumed from anywhere."""
     from seriatim.core.build import spec
     from seriatim.train.run_folder import RunFolder
 
     data = options.data if options.data == "stdlib" else os.path.abspath(options.data)
-    config = {"model": spec(model), "data": data, "tokenizer": tokenizer.spec(), "train": settings.plain()}
+    # A resumed run's tokenizer is its own copy of the file; the run goes on saying where it came from.
+    kind = tokenizer.spec() if isinstance(options.tokenizer, str) else dict(options.tokenizer)
+    config = {"model": spec(model), "data": data, "tokenizer": kind, "train": settings.plain()}
     written_out = getattr(tokenizer, "json", None)
     return RunFolder(options.out, config, options.resume, {"tokenizer.json": written_out} if written_out else None)
 

@@ -32,7 +32,7 @@ class Session(NamedTuple):
 
 
 def fingerprint(model: nn.Module) -> str:
-    """The head of a sha256 over the model's spec and weights: models of one fingerprint understand each other's states."""
+    """The head of a sha256 over spec and weights: models of one fingerprint understand each other's states."""
     digest = hashlib.sha256(json.dumps(spec(model), sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

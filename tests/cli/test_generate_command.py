@@ -2,7 +2,7 @@ import json
 import os
 
 import pytest
-from conftest import SMALL
+from command_line import SMALL
 
 from seriatim.core.errors import SeriatimError
 

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import SMALL
+from command_line import SMALL
 
 from seriatim.train.log import read_log
 
@@ -29,6 +29,20 @@ def test_a_yaml_file_and_flags_make_the_run(seriatim, text, tmp_path):
     assert json.loads((tmp_path / "run/config.json").read_text())["model"]["layers"] == [{"mixer": "aaren", "heads": 2}]
 
 
+def test_a_tokenizer_file_is_kept_with_the_run(seriatim, text, tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({"the": 0, "square": 1, "?": 2}, unk_token="?"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.save(str(tmp_path / "words.json"))
+    run = tmp_path / "run"
+    train = ["train", "--data", text, "--out", run, *SMALL, "--train.window", 4, "--train.steps", 2]
+    assert seriatim(*train, "--tokenizer", tmp_path / "words.json").status == 0
+    (tmp_path / "words.json").unlink()
+    assert seriatim("train", "--out", run, "--resume").status == 0
+    assert seriatim("generate", run, "--prompt", "the square", "--tokens", 3).status == 0
+    assert "words.json" in seriatim("info", run).out
+
+
 def test_what_cannot_be_trained_is_refused_and_nothing_is_written(refused, text, trained, tmp_path):
     out = tmp_path / "new/run"
     (tmp_path / "empty.txt").touch()
@@ -48,6 +62,8 @@ def test_what_cannot_be_trained_is_refused_and_nothing_is_written(refused, text,
     refused("dim is 10 and heads is 4; dim must be a multiple of heads", *train(layers, "[gla]", "--model.dim", 10))
     refused("layers is 'gla'; it must be a list", *train(layers, "gla"))
     refused("a spec is 3", *train(layers, "[3]"))
+    refused("gate_rank is -3; it must be above 0", *train(layers, "[{mixer: gla, gate_rank: -3}]"))
+    refused("the model cannot be built: empty(): argument", *train(layers, "[{mixer: gla, gate_rank: 2.5}]"))
     refused("dim is 0; it must be above 0", *train("--model.dim", 0))
     refused("which does not exist", *train(data=tmp_path / "none.txt"))
     refused("is empty", *train(data=tmp_path / "empty.txt"))
@@ -56,6 +72,8 @@ def test_what_cannot_be_trained_is_refused_and_nothing_is_written(refused, text,
     refused("fewer than one window", *train(data=tmp_path / "short.txt"))
     refused("fewer than one window", *train("--train.window", 100_000))
     refused("tokenizer is 'none.json'", *train("--tokenizer", "none.json"))
+    refused("tokenizer is {'a': 3}", *train("--tokenizer", "{a: 3}"))
+    refused("tokenizer is '3'", *train("--tokenizer", 3))
     refused("device is 'abacus'", *train("--train.device", "abacus"))
     refused("which cannot be a folder", *train(out=text / "run"))
     assert not out.parent.exists()
