@@ -2,9 +2,9 @@
 
     python kill_server.py FOLDER KILLS SEED
 
-FOLDER/whole is trained without a break. FOLDER/cut is trained by children that are killed after random times, KILLS of
-them, each going on from what the last one left, and at last by one that is left alone. Children are forked, so that torch
-is imported once; the parent itself never trains.
+FOLDER/whole is trained without a break. FOLDER/cut is trained by children that are killed after random times, KILLS
+of them, each going on from what the last one left, and at last by one that is left alone. Children are forked, so that
+torch is imported once; the parent itself never trains.
 """
 
 import os

@@ -19,7 +19,7 @@ from seriatim.core.build import build
 from seriatim.core.errors import SeriatimError
 from seriatim.train import generators
 from seriatim.train.display import Bar, Lines, choose_display
-from seriatim.train.hardware import autocast, choose_device
+from seriatim.train.hardware import autocast, choose_device, multiplies_bfloat16
 from seriatim.train.interrupt import Interrupt
 from seriatim.train.log import JsonLines, read_log
 from seriatim.train.optimiser import adamw, parameter_groups
@@ -129,7 +129,8 @@ def test_devices_are_checked():
 def test_precision():
     layer, x = nn.Linear(4, 4), torch.ones(1, 4)
     cpu = torch.device("cpu")
-    for precision, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32), ("auto", torch.float32)):
+    auto = torch.bfloat16 if multiplies_bfloat16(cpu) else torch.float32
+    for precision, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32), ("auto", auto)):
         with autocast(precision, cpu):
             assert layer(x).dtype == dtype
 

@@ -66,7 +66,7 @@ def save(folder: Path, training: Training, config: Mapping[str, Any]) -> None:
 def restore(folder: Path, training: Training) -> None:
     """Puts a run, whose parts were made as they were made for the run that saved, where the checkpoint found it.
 
-    Raises CheckpointError where the checkpoint is damaged, SeriatimError where it is of another model or the data changed.
+    Raises CheckpointError where the checkpoint is damaged, SeriatimError where it is of another model or other data.
     """
     meta = read_meta(folder)
     training.batches.load_state_dict(meta["batches"])

@@ -6,7 +6,7 @@ import torch
 
 from seriatim.core.errors import SeriatimError
 
-__all__ = ["autocast", "choose_device"]
+__all__ = ["autocast", "choose_device", "multiplies_bfloat16"]
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -23,10 +23,20 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:
-    """The context in which the model runs: "float32", "bfloat16" (matrix products under autocast) or "auto"."""
-    if precision == "auto":
-        has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        precision = "bfloat16" if has_bfloat16 else "float32"
-    if precision == "float32":
+    """The context in which a model trains: "float32", "bfloat16" (matrix products under autocast), or "auto", which is
+    bfloat16 where `multiplies_bfloat16`."""
+    if precision == "float32" or (precision == "auto" and not multiplies_bfloat16(device)):
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16)
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the device has matrix units for bfloat16: GPUs since Ampere, CPUs with AMX.
+
+    On two cores with AMX, training language models of 2 to 3 million weights under autocast ran 1.2 (Mamba) to 2 times
+    (attention) as fast as in float32.
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    has_tiles = getattr(torch.cpu, "_is_amx_tile_supported", bool)  # absent from some versions: then False
+    return device.type == "cpu" and has_tiles()

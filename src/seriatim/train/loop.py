@@ -178,8 +178,7 @@ class _Loop:
     def _evaluate(self) -> None:
         assert self.evaluation is not None
         progress = self.training.progress
-        with autocast(self.settings.precision, self.device):
-            progress.validation = dict(self.evaluation(self.training.model))
+        progress.validation = dict(self.evaluation(self.training.model))  # in float32, as it will be used
         figure = next(iter(progress.validation.values()))
         if progress.best is None or figure < progress.best:
             progress.best, progress.best_step, progress.worse = figure, progress.step, 0

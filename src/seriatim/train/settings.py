@@ -39,9 +39,9 @@ class TrainSettings:
     beta2: float = _option(0.95, "AdamW's memory of the squared gradient")
     clip: float = _option(1.0, "longest gradient norm; longer ones are scaled down; 0: no limit")
     precision: Literal["auto", "float32", "bfloat16"] = _option(
-        "auto", "bfloat16: matrix products under autocast; auto: bfloat16 on GPUs that have it, else float32"
+        "auto", "bfloat16: matrix products under autocast; auto: that where the hardware has units for it, else float32"
     )
-    compile: bool = _option(False, "compile the model with torch.compile")
+    compile: bool = _option(False, "compile the model with torch.compile, which may take minutes at the start")
     device: str = _option("auto", "cpu, cuda, cuda:1, mps; auto: a GPU where there is one")
     seed: int = _option(0, "of the initial weights, the order of the data and dropout")
     evaluate_every: int = _option(250, "steps between evaluations; 0: only at the end")
