@@ -306,7 +306,7 @@ def test_the_state_is_carried_where_the_batches_say_so(tmp_path, carry):
 
 
 def test_accumulation_averages_the_batches(tmp_path):
-    options = {"steps": 1, "warmup": 0.0, "weight_decay": 0.0}
+    options = {"steps": 1, "warmup": 0.0, "weight_decay": 0.0, "clip": 0.0}
     gradients = []
     for accumulate, batch in ((1, 4), (2, 2)):
         model = new_model(dropout=0.0)

@@ -37,6 +37,7 @@ def test_what_a_run_killed_at_its_birth_leaves_can_be_resumed(tmp_path):
     run = RunFolder(tmp_path, config(), attachments={"tokenizer.json": "{}"})
     run.prepare()
     (tmp_path / "config.json").rename(tmp_path / ".partial-config.json")
+    (tmp_path / ".partial-log.jsonl").write_text("half")
     (run.checkpoints / ".partial-step-00000001").mkdir()
     (run.checkpoints / ".partial-step-00000001" / "model.safetensors").write_text("half")
     again = RunFolder(tmp_path, config(), resume=True, attachments={"tokenizer.json": "{}"})

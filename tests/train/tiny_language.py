@@ -85,6 +85,7 @@ def settings(**options) -> TrainSettings:
         "checkpoint_every": 5,
         "log_every": 3,
         "device": "cpu",
+        "precision": "float32",
     }
     return TrainSettings(**{**defaults, **options})
 
