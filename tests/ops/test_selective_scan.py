@@ -116,6 +116,14 @@ def test_gradients_of_gradients():
     assert torch.autograd.gradgradcheck(lambda x: scan(x, *fixed), tensors[:1])
 
 
+def test_gradients_that_can_be_differentiated_again_are_the_same():
+    tensors = arguments(0, 2, 40)
+    y, state = scan(*tensors)
+    loss = y.square().sum() + state.sum()
+    once = torch.autograd.grad(loss, tensors, retain_graph=True)
+    assert_close(torch.autograd.grad(loss, tensors, create_graph=True), once, 1e-12, "gradient")
+
+
 def test_the_states_of_all_tokens_are_never_kept():
     """Some 12 inputs' worth is kept; the states of all tokens would be 128 more."""
     tensors = arguments(0, 1, 512, 4, 128)
