@@ -2,8 +2,9 @@
 
     python benchmarks/constant_cost.py [mixer ...]
 
-Every mixer alone, dim 128, one row, float32. The lengths are read in turn, several times; a ratio is that of the medians, so
-1.0 means that a token costs the same however much came before. Attention, whose cache grows, stands beside for comparison.
+Every mixer alone, dim 128, one row, float32. The lengths are read in turn, several times; a ratio is that of the
+medians, so 1.0 means that a token costs the same however much came before. Attention, whose cache grows, stands
+beside for comparison.
 """
 
 import argparse

@@ -1,7 +1,9 @@
 """Every Python block of the README and of docs/ runs, one page after another, each page in one namespace."""
 
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ PAGES = sorted(path for path in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]
 def test_examples_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    namespace: dict = {}
+    module = ModuleType(f"{page.stem}_page")  # in sys.modules, as a user's own file would be
+    monkeypatch.setitem(sys.modules, module.__name__, module)
     for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.S | re.M):
-        exec(compile(block, str(page), "exec"), namespace)
+        exec(compile(block, str(page), "exec"), module.__dict__)

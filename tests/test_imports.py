@@ -54,7 +54,11 @@ def offences() -> list[str]:
         folder = path.relative_to(ROOT).parts[0]
         if folder.endswith(".py"):
             continue
-        found += [f"{path.relative_to(ROOT)} imports {name}" for name in sorted(imported(path) - allowed(folder)) if (ROOT / name).is_dir()]
+        found += [
+            f"{path.relative_to(ROOT)} imports {name}"
+            for name in sorted(imported(path) - allowed(folder))
+            if (ROOT / name).is_dir()
+        ]
     return found
 
 
@@ -69,7 +73,11 @@ def test_every_folder_has_a_place():
 
 @pytest.mark.parametrize(
     ("line", "name"),
-    [("from seriatim.cli import main", "cli"), ("import seriatim.models.language_model", "models"), ("from seriatim import ops", "ops")],
+    [
+        ("from seriatim.cli import main", "cli"),
+        ("import seriatim.models.language_model", "models"),
+        ("from seriatim import ops", "ops"),
+    ],
 )
 def test_an_import_is_seen(tmp_path, line, name):
     path = tmp_path / "file.py"

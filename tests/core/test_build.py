@@ -19,7 +19,9 @@ def test_names_are_the_files():
 def test_a_spec_may_be_a_name_or_data():
     by_name = build("gla", dim=16, heads=2)
     by_data = build({"mixer": "gla", "heads": 2}, dim=16)
-    assert spec(by_name) == spec(by_data) == {"mixer": "gla", "dim": 16, "heads": 2, "gate_rank": 16, "temperature": 16.0}
+    assert (
+        spec(by_name) == spec(by_data) == {"mixer": "gla", "dim": 16, "heads": 2, "gate_rank": 16, "temperature": 16.0}
+    )
 
 
 @pytest.mark.parametrize("kind", ["mixer", "model"])
@@ -39,7 +41,9 @@ def test_the_nearest_name_comes_first():
 
 
 def test_a_wrong_option_shows_the_signature():
-    with pytest.raises(SeriatimError, match=r"gla has no option 'head'; its signature is gla\(dim: int, heads: int = 4"):
+    with pytest.raises(
+        SeriatimError, match=r"gla has no option 'head'; its signature is gla\(dim: int, heads: int = 4"
+    ):
         build("gla", dim=16, head=2)
     with pytest.raises(SeriatimError, match="gla needs the option 'dim'"):
         build("gla")

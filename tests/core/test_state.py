@@ -53,7 +53,9 @@ def test_take_reorders_forks_and_drops():
 def test_where_chooses_rows():
     new, old = example(seed=1), example()
     chosen = states.where(torch.tensor([True, False, True]), new, old)
-    torch.testing.assert_close(chosen[0].inner.h, torch.stack([new[0].inner.h[0], old[0].inner.h[1], new[0].inner.h[2]]))
+    torch.testing.assert_close(
+        chosen[0].inner.h, torch.stack([new[0].inner.h[0], old[0].inner.h[1], new[0].inner.h[2]])
+    )
 
 
 def test_join_is_the_inverse_of_take():

@@ -47,7 +47,8 @@ class Block(nn.Module):
 class Stack(Mixer):
     r"""Residual blocks one upon another, each a mixer and a feed-forward layer behind norms.
 
-    .. math:: x \leftarrow x + \mathrm{mixer}_i(\mathrm{norm}(x)), \quad x \leftarrow x + \mathrm{ff}_i(\mathrm{norm}(x))
+    .. math:: x \leftarrow x + \mathrm{mixer}_i(\mathrm{norm}(x)), \quad x \leftarrow x +
+    \mathrm{ff}_i(\mathrm{norm}(x))
 
     The state is the tuple of the mixers' states.
 

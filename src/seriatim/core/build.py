@@ -1,7 +1,8 @@
 """Names and specs: any mixer or model from plain data, and back.
 
-A spec is a name, `"gla"`, or a dictionary of the name and the constructor's arguments, `{"mixer": "gla", "heads": 4}`. It
-survives JSON. A name is the stem of the file that holds the class; a class of one's own is named `"package.module:Class"`.
+A spec is a name, `"gla"`, or a dictionary of the name and the constructor's arguments, `{"mixer": "gla", "heads":
+4}`. It survives JSON. A name is the stem of the file that holds the class; a class of one's own is named
+`"package.module:Class"`.
 """
 
 import inspect
@@ -46,9 +47,9 @@ def resolve(name: str, kind: str = "mixer") -> type:
 def build(name: Spec, **options: Any) -> Any:
     """Builds a mixer, or a model, from a spec.
 
-    `build("gla", dim=256, heads=4)` and `build({"mixer": "gla", "heads": 4}, dim=256)` are the same. An option given in both
-    places keeps the spec's value. Raises SeriatimError for an unknown name (listing the names) and for an unknown or missing
-    option (printing the signature).
+    `build("gla", dim=256, heads=4)` and `build({"mixer": "gla", "heads": 4}, dim=256)` are the same. An option given
+    in both places keeps the spec's value. Raises SeriatimError for an unknown name (listing the names) and for an
+    unknown or missing option (printing the signature).
     """
     kind, name, options = _parse(name, options)
     cls = resolve(name, kind)
@@ -65,7 +66,9 @@ def spec(module: Any) -> dict[str, Any]:
     description: dict[str, Any] = {kind: stem if known else f"{cls.__module__}:{cls.__qualname__}"}
     for parameter in inspect.signature(cls).parameters:
         if not hasattr(module, parameter):
-            raise SeriatimError(f"{cls.__name__} does not keep its argument {parameter!r}; its constructor must set self.{parameter}")
+            raise SeriatimError(
+                f"{cls.__name__} does not keep its argument {parameter!r}; its constructor must set self.{parameter}"
+            )
         description[parameter] = getattr(module, parameter)
     return description
 

@@ -38,4 +38,6 @@ def check_divisible(**values: int) -> None:
     (whole_name, whole), (part_name, part) = values.items()
     check_positive(**values)
     if whole % part:
-        raise SeriatimError(f"{whole_name} is {whole} and {part_name} is {part}; {whole_name} must be a multiple of {part_name}")
+        raise SeriatimError(
+            f"{whole_name} is {whole} and {part_name} is {part}; {whole_name} must be a multiple of {part_name}"
+        )

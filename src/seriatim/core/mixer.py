@@ -15,9 +15,9 @@ __all__ = ["Mixer", "state_dtype"]
 class Mixer(nn.Module, ABC):
     """Maps (B, T, dim) to (B, T, dim) and carries a state from one segment of the sequence to the next.
 
-    A method writes `init_state` and `mix`. What is the same for all is done here: the checks, the meaning of `reset` and
-    `lengths` on the input, the step, the rewind. The constructor keeps each of its arguments under the argument's name, so
-    that `seriatim.core.build.spec` can describe any mixer as plain data.
+    A method writes `init_state` and `mix`. What is the same for all is done here: the checks, the meaning of `reset`
+    and `lengths` on the input, the step, the rewind. The constructor keeps each of its arguments under the argument's
+    name, so that `seriatim.core.build.spec` can describe any mixer as plain data.
 
     Attributes:
         causal: an output depends on no later input. A mixer that is not causal carries the state `()` and cannot step.
@@ -36,7 +36,7 @@ class Mixer(nn.Module, ABC):
 
     @abstractmethod
     def mix(self, x: Tensor, state: State, reset: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, State]:
-        """The method itself. Padded tokens of x are 0 and resets in the padding are gone; the state must stop at lengths."""
+        """The method. Padded tokens of x are 0 and resets in the padding are gone; the state must stop at lengths."""
 
     def forward(
         self, x: Tensor, state: State | None = None, *, reset: Tensor | None = None, lengths: Tensor | None = None
@@ -47,10 +47,11 @@ class Mixer(nn.Module, ABC):
             x: (B, T, dim); for a model (B, T) token ids. T may be 0.
             state: what an earlier call returned; None is `init_state(B)`. It is not changed.
             reset: (B, T) bool, a new document or episode begins at this token.
-            lengths: (B,) int, only the first lengths[b] tokens are real; the state stops there, whatever the padding holds.
+            lengths: (B,) int, only the first lengths[b] tokens are real; what the padding holds does not matter.
 
         Returns:
-            Outputs, one for each token (those of padded tokens are finite and mean nothing), and the state after the segment.
+            Outputs, one for each token (those of padded tokens are finite and mean nothing), and the state after the
+            segment.
 
         Raises:
             SeriatimError: (a ValueError) an argument has another shape or dtype than the above.
@@ -84,10 +85,13 @@ class Mixer(nn.Module, ABC):
         name = type(self).__name__
         if self.reads_tokens:
             if x.dim() != 2 or x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
-                raise SeriatimError(f"{name}: x has shape {tuple(x.shape)} and dtype {x.dtype}; it must be (batch, time) integers")
+                raise SeriatimError(
+                    f"{name}: x has shape {tuple(x.shape)} and dtype {x.dtype}; it must be (batch, time) integers"
+                )
         elif x.dim() != 3 or x.size(2) != self.dim or not x.is_floating_point():
             raise SeriatimError(
-                f"{name}: x has shape {tuple(x.shape)} and dtype {x.dtype}; it must be (batch, time, {self.dim}) floating"
+                f"{name}: x has shape {tuple(x.shape)} and dtype {x.dtype}; "
+                f"it must be (batch, time, {self.dim}) floating"
             )
         batch, time = x.size(0), x.size(1)
         if reset is not None:

@@ -28,7 +28,7 @@ def segments(reset: Tensor) -> Tensor:
 
 
 def positions(reset: Tensor | None, start: Tensor, time: int) -> Tensor:
-    """(B, T) int: each token's index in its own document. start (B,) is the index that the first token has without reset."""
+    """(B, T) int: each token's index in its own document. start (B,) is the first token's where nothing is reset."""
     index = torch.arange(time, device=start.device)
     carried = start[:, None] + index
     if reset is None:
@@ -54,4 +54,6 @@ def check_lengths(lengths: Tensor, batch: int, time: int) -> None:
     if torch.compiler.is_compiling() or lengths.device.type != "cpu" or batch == 0:
         return  # reading the values would break a graph or wait for a device
     if int(lengths.min()) < 0 or int(lengths.max()) > time:
-        raise SeriatimError(f"lengths runs from {int(lengths.min())} to {int(lengths.max())}; it must stay within 0 and time = {time}")
+        raise SeriatimError(
+            f"lengths runs from {int(lengths.min())} to {int(lengths.max())}; it must stay within 0 and time = {time}"
+        )

@@ -1,8 +1,8 @@
 """Functions on states, written once for every mixer.
 
 A state is a tensor or a (named) tuple of states; `()` is the state of a mixer that carries nothing. Every leaf is batch
-first. A leaf that grows with what was read (an attention cache) grows along its second dimension, and in such a state an
-integer leaf holds -1 where a slot is empty; so states of different growth can be padded and put together.
+first. A leaf that grows with what was read (an attention cache) grows along its second dimension, and in such a state
+an integer leaf holds -1 where a slot is empty; so states of different growth can be padded and put together.
 """
 
 import json
@@ -17,9 +17,24 @@ from torch import Tensor
 
 from seriatim.core.errors import SeriatimError
 
-__all__ = ["State", "batch_size", "detach", "join", "leaves", "load", "map_state", "nbytes", "save", "take", "to", "where"]
+__all__ = [
+    "State",
+    "batch_size",
+    "detach",
+    "join",
+    "leaves",
+    "load",
+    "map_state",
+    "nbytes",
+    "save",
+    "take",
+    "to",
+    "where",
+]
 
-State: TypeAlias = Any  # Tensor | tuple[State, ...]; a recursive alias that type checkers would not accept from NamedTuples
+State: TypeAlias = (
+    Any  # Tensor | tuple[State, ...]; a recursive alias that type checkers would not accept from NamedTuples
+)
 
 
 def map_state(function: Callable[..., Any], state: State, *rest: State) -> State:
@@ -106,12 +121,14 @@ def load(path: str | PathLike[str], like: State, metadata: Mapping[str, str] | N
     try:
         with safe_open(path, framework="pt") as file:
             found = file.metadata() or {}
-            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: not a dict
+            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
         raise SeriatimError(f"state file {path} cannot be read: {error}") from error
     for key, value in (metadata or {}).items():
         if found.get(key) != value:
-            raise SeriatimError(f"state file {path} belongs to another model: its {key} is {found.get(key)}, not {value}")
+            raise SeriatimError(
+                f"state file {path} belongs to another model: its {key} is {found.get(key)}, not {value}"
+            )
     _check_stored(stored, like, path)
     names = iter([name for name, _ in leaves(like)])
     return map_state(lambda leaf: _restored(stored[next(names)], leaf), like)

@@ -5,8 +5,8 @@
     found.values["blocks.0.mixer.gate"]      # a list, one entry a call
     found.loss()                             # the sum of the auxiliary losses, 0 where there are none
 
-A module offers a value with `tap(self, "gate", gate)` and a loss with `add_loss(self, "balance", value)`; both cost nothing
-while nobody collects.
+A module offers a value with `tap(self, "gate", gate)` and a loss with `add_loss(self, "balance", value)`; both cost
+nothing while nobody collects.
 """
 
 from collections.abc import Iterator
@@ -46,7 +46,7 @@ _collecting: list[Collected] = []  # innermost last; empty but inside `collect`
 
 @contextmanager
 def collect(model: nn.Module, pattern: str = "*") -> Iterator[Collected]:
-    """Collects what the modules of `model` offer under names that match `pattern`, and all of their auxiliary losses."""
+    """Collects what the modules of `model` offer under names that match `pattern`, and all auxiliary losses."""
     found = Collected(model, pattern)
     _collecting.append(found)
     try:

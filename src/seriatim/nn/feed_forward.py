@@ -25,7 +25,7 @@ class GatedFeedForward(nn.Module):
 
 
 class PlainFeedForward(nn.Module):
-    r"""Two layers with GELU between: :math:`W_2\, \mathrm{gelu}(W_1 x + b_1) + b_2`. Source: arXiv:1706.03762, 1606.08415."""
+    r"""GELU between two layers: :math:`W_2\, \mathrm{gelu}(W_1 x + b_1) + b_2`. Source: arXiv:1606.08415."""
 
     def __init__(self, dim: int, hidden: int):
         super().__init__()
@@ -40,7 +40,8 @@ class PlainFeedForward(nn.Module):
 def build_feed_forward(name: str, dim: int, expansion: float) -> nn.Module | None:
     """The layer of that name with about `expansion` x dim hidden units; None for "none".
 
-    A gated layer has three matrices where a plain one has two, so its hidden width is two thirds as large: equal parameters.
+    A gated layer has three matrices where a plain one has two, so its hidden width is two thirds as large: equal
+    parameters.
     """
     check_one_of("feed_forward", name, FEED_FORWARDS)
     check_positive(expansion=expansion)

@@ -12,7 +12,8 @@ def rotate(x: Tensor, positions: Tensor, base: float = 10000.0) -> Tensor:
     .. math:: (x_i, x_{i + K/2}) \mapsto (x_i \cos p\theta_i - x_{i+K/2} \sin p\theta_i,\;
               x_{i+K/2} \cos p\theta_i + x_i \sin p\theta_i), \quad \theta_i = base^{-2i/K}
 
-    so that the product of a query and a key depends on their distance alone. Feature i is paired with i + K/2, as in Llama.
+    so that the product of a query and a key depends on their distance alone. Feature i is paired with i + K/2, as in
+    Llama.
 
     Args:
         x: (B, T, H, K), K even.

@@ -13,8 +13,8 @@ class Attention(AttentionMixer):
 
     .. math:: o_t = \sum_{i \le t} \mathrm{softmax}_i(R_t q_t \cdot R_i k_i / \sqrt{D})\, v_i, \quad y_t = W_o\, o_t
 
-    for each head; R_t turns pairs of features by angles proportional to t. Its state, the cache of keys and values, grows with
-    every token read.
+    for each head; R_t turns pairs of features by angles proportional to t. Its state, the cache of keys and values,
+    grows with every token read.
 
     Args:
         dim: features in and out.

@@ -12,7 +12,8 @@ __all__ = ["Window"]
 class Window(AttentionMixer):
     r"""Softmax attention to the last `size` tokens, the present one among them, with rotary positions.
 
-    .. math:: o_t = \sum_{t - W < i \le t} \mathrm{softmax}_i(R_t q_t \cdot R_i k_i / \sqrt{D})\, v_i, \quad y_t = W_o\, o_t
+    .. math:: o_t = \sum_{t - W < i \le t} \mathrm{softmax}_i(R_t q_t \cdot R_i k_i / \sqrt{D})\, v_i, \quad y_t =
+    W_o\, o_t
 
     for each head. Its state is a ring of `size` keys and values, however much was read.
 

@@ -19,9 +19,10 @@ class Aaren(Mixer):
 
     .. math:: o_t = \frac{\sum_{i \le t} e^{s_i} v_i}{\sum_{i \le t} e^{s_i}}, \quad y_t = W_o\, o_t
 
-    for each head, where t is one learned token for the layer (so every head has its learned query). Because the query does not
-    depend on the token, the running maximum, total and weighted sum are all the state: (B, H), (B, H) and (B, H, D). All
-    outputs come from one parallel prefix scan, :func:`seriatim.ops.softmax_scan`.
+    for each head, where t is one learned token for the layer (so every head has its learned query). Because the query
+    does not
+    depend on the token, the running maximum, total and weighted sum are all the state: (B, H), (B, H) and (B, H, D).
+    All outputs come from one parallel prefix scan, :func:`seriatim.ops.softmax_scan`.
 
     Args:
         dim: features in and out.

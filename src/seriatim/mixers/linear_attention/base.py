@@ -13,7 +13,7 @@ __all__ = ["MatrixInputs", "MatrixMixer"]
 
 
 class MatrixInputs(NamedTuple):
-    """What a token does to the memory. log_decay None is no decay; (B, T, H) one rate a head; (B, T, H, K) one a key feature."""
+    """What a token does to the memory. log_decay: None, or one rate a head (B, T, H), or one a key feature."""
 
     q: Tensor  # (B, T, H, K)
     k: Tensor  # (B, T, H, K)
@@ -24,7 +24,8 @@ class MatrixInputs(NamedTuple):
 class MatrixMixer(Mixer):
     """A memory S of shape (key_dim, value_dim) for each head: :func:`seriatim.ops.matrix_scan`.
 
-    A method sets `heads`, `key_dim`, `value_dim` and writes `project` and `readout`; the scan, resets and padding are done here.
+    A method sets `heads`, `key_dim`, `value_dim` and writes `project` and `readout`; the scan, resets and padding are
+    done here.
     """
 
     heads: int

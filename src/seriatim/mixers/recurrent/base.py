@@ -17,8 +17,8 @@ __all__ = ["CellMixer"]
 class CellMixer(Mixer):
     """A cell of `heads` independent blocks, each dim // heads wide: its recurrent matrices are block diagonal.
 
-    A method names its `cell` and how many `gates` it has; the projection, the scan, resets and padding are done here. The
-    output is the hidden state.
+    A method names its `cell` and how many `gates` it has; the projection, the scan, resets and padding are done here.
+    The output is the hidden state.
     """
 
     cell: ClassVar[str]

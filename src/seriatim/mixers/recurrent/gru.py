@@ -17,8 +17,8 @@ class GRU(CellMixer):
 
     .. math:: h_t = (1 - z) \odot n + z \odot h_{t-1}
 
-    The reset gate acts after the recurrent product, as in torch.nn.GRU and cuDNN, so that one product serves all gates; in the
-    paper it acts before it.
+    The reset gate acts after the recurrent product, as in torch.nn.GRU and cuDNN, so that one product serves all
+    gates; in the paper it acts before it.
 
     Args:
         dim: features in and out, and the size of h.

@@ -11,7 +11,8 @@ __all__ = ["LSTM"]
 class LSTM(CellMixer):
     r"""Long short-term memory with a forget gate: a cell that is written, kept and shown by gates.
 
-    .. math:: i, f, o = \sigma(W_{i,f,o} x_t + b_{i,f,o} + U_{i,f,o} h_{t-1}), \quad g = \tanh(W_g x_t + b_g + U_g h_{t-1})
+    .. math:: i, f, o = \sigma(W_{i,f,o} x_t + b_{i,f,o} + U_{i,f,o} h_{t-1}), \quad g = \tanh(W_g x_t + b_g + U_g
+    h_{t-1})
 
     .. math:: c_t = f \odot c_{t-1} + i \odot g, \quad h_t = o \odot \tanh(c_t)
 

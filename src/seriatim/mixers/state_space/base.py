@@ -1,4 +1,4 @@
-"""The family of selective state spaces: a short convolution, then a diagonal system whose step and ports the token chooses."""
+"""The family of selective state spaces: a short convolution, then a diagonal system that the token steers."""
 
 from abc import abstractmethod
 from typing import NamedTuple
@@ -34,8 +34,8 @@ class SelectiveMixer(Mixer):
 
     .. math:: h_t = e^{\Delta_t A} h_{t-1} + \Delta_t B_t x_t, \quad y_t = C_t^\top h_t + D x_t
 
-    A method sets `inner` (E), `state_size` (N), `conv`, `A_log` with A = -exp(A_log), and `D`, and writes `project`, `select`
-    and `readout`; the scan, resets and padding are done here.
+    A method sets `inner` (E), `state_size` (N), `conv`, `A_log` with A = -exp(A_log), and `D`, and writes `project`,
+    `select` and `readout`; the scan, resets and padding are done here.
     """
 
     inner: int

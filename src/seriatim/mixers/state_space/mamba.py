@@ -31,17 +31,22 @@ class Mamba(SelectiveMixer):
         conv_size: taps of the short convolution.
         dt_rank: width through which the step size is projected; None is dim / 16, rounded up.
 
-    Source: Gu and Dao, 2023, arXiv:2312.00752, algorithm 2, section 3.4 and appendix E; initialisation of its official code.
+    Source: Gu and Dao, 2023, arXiv:2312.00752, algorithm 2, section 3.4 and appendix E; initialisation of its
+        official code.
     """
 
-    def __init__(
-        self, dim: int, state_size: int = 16, expand: int = 2, conv_size: int = 4, dt_rank: int | None = None
-    ):
+    def __init__(self, dim: int, state_size: int = 16, expand: int = 2, conv_size: int = 4, dt_rank: int | None = None):
         super().__init__()
         check_positive(dim=dim, state_size=state_size, expand=expand, conv_size=conv_size)
         if dt_rank is not None:
             check_positive(dt_rank=dt_rank)
-        self.dim, self.state_size, self.expand, self.conv_size, self.dt_rank = dim, state_size, expand, conv_size, dt_rank
+        self.dim, self.state_size, self.expand, self.conv_size, self.dt_rank = (
+            dim,
+            state_size,
+            expand,
+            conv_size,
+            dt_rank,
+        )
         self.inner, self.rank = expand * dim, dt_rank or math.ceil(dim / 16)
         self.in_proj = nn.Linear(dim, 2 * self.inner, bias=False)
         self.conv = ShortConv(self.inner, conv_size)
