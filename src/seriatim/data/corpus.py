@@ -54,9 +54,7 @@ def load_corpus(source: str | os.PathLike[str]) -> Corpus:
     if path.is_dir():
         return _read_folder(path, str(path))
     if not path.exists():
-        raise SeriatimError(
-            f"data is {str(source)!r}, which does not exist; it must be 'stdlib', a file or a folder"
-        )
+        raise SeriatimError(f"data is {str(source)!r}, which does not exist; it must be 'stdlib', a file or a folder")
     data = _read(path)
     if not data:
         raise SeriatimError(f"data file {path} is empty")

@@ -150,9 +150,7 @@ def load_tokenizer(spec: str | Mapping[str, Any], folder: str | Path | None = No
     if spec.get("tokenizer") == "bytes":
         return ByteTokenizer()
     if spec.get("tokenizer") != "file" or "path" not in spec:
-        raise SeriatimError(
-            f"tokenizer is {dict(spec)!r}; its 'tokenizer' must be 'bytes', or 'file' with a 'path'"
-        )
+        raise SeriatimError(f"tokenizer is {dict(spec)!r}; its 'tokenizer' must be 'bytes', or 'file' with a 'path'")
     copy = Path(folder) / "tokenizer.json" if folder is not None else None
     tokenizer = HFTokenizer(copy if copy is not None and copy.is_file() else spec["path"])
     if spec.get("sha256") not in (None, tokenizer.spec()["sha256"]):
