@@ -116,6 +116,8 @@ def test_training_goes_on_from_the_one_before_and_ends_the_same(run, trained):
 
 
 def test_load_gives_the_trained_model_ready_to_use(run):
+    modes = {file.stat().st_mode for file in newest(run).iterdir()}
+    assert len(modes) == 1
     for path in (run, str(run), newest(run)):
         model = checkpoint.load(path)
         assert type(model).__name__ == "TinyLanguage"

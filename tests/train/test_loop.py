@@ -257,7 +257,7 @@ def rising():
 
 
 def test_patience_stops_early_and_keeps_the_best(tmp_path):
-    result = train(tmp_path, settings(patience=4, evaluate_every=2, keep=2, checkpoint_every=2), evaluation=rising())
+    result = train(tmp_path, settings(patience=4, evaluate_every=2, keep=2, checkpoint_every=8), evaluation=rising())
     assert result.reason == "patience"
     assert (result.progress.step, result.progress.best, result.progress.best_step) == (10, 1.0, 2)
     assert [folder.name[-2:] for folder in sorted((tmp_path / "checkpoints").iterdir())] == ["02", "08", "10"]
@@ -325,6 +325,25 @@ def test_long_gradients_are_cut(tmp_path):
     norm = torch.cat([parameter.grad.flatten() for parameter in model.parameters()]).norm().item()
     assert norm == pytest.approx(0.01, rel=1e-3)
     assert read_log(tmp_path / "log.jsonl")[0]["gradient_norm"] > 0.1
+
+
+def test_the_learning_rate_of_the_step_is_used(tmp_path):
+    model = new_model()
+    before = model.cell.weight_hh.detach().clone()
+    train(tmp_path, settings(steps=10, warmup=1.0, minutes=1e-9, weight_decay=0.0, learning_rate=0.5), model=model)
+    moved = (model.cell.weight_hh.detach() - before).abs().max().item()
+    assert moved == pytest.approx(0.05, rel=1e-3)  # AdamW's first update is the learning rate, whatever the gradient
+
+
+def test_the_model_is_in_training_mode_and_put_back_after_evaluations(tmp_path):
+    modes = []
+
+    def watched(model, batch, state):
+        modes.append(model.training)
+        return next_token(model, batch, state)
+
+    train(tmp_path, settings(), objective=watched, evaluation=held_out, model=new_model().eval())
+    assert modes == [True] * 12
 
 
 def test_the_config_is_in_the_run_and_in_its_checkpoints(tmp_path):

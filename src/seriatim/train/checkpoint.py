@@ -61,6 +61,8 @@ def save(folder: Path, training: Training, config: Mapping[str, Any]) -> None:
         }
         meta["sha256"]["meta.json"] = _meta_digest(meta)
         (partial / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+        for file in partial.iterdir():  # safetensors lets only the owner read
+            file.chmod((partial / "meta.json").stat().st_mode)
 
 
 def restore(folder: Path, training: Training) -> None:
