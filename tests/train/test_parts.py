@@ -4,6 +4,8 @@ import io
 import json
 import random
 import signal
+import subprocess
+import sys
 from dataclasses import fields
 from threading import Thread
 
@@ -103,6 +105,12 @@ def test_tied_weights_are_updated_once_and_decay_does_what_it_says():
         parameter.grad = torch.zeros_like(parameter)
     optimiser.step()
     torch.testing.assert_close(model[0].weight, before * 0.95)
+
+
+def test_the_command_line_can_read_the_settings_without_torch():
+    light = "seriatim.train.settings, seriatim.train.run_folder, seriatim.data.corpus, seriatim.data.tokenizer"
+    code = f"import sys, {light}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_generators_go_on_where_they_were():
