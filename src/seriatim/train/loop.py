@@ -52,8 +52,7 @@ def fit(
     Args:
         model: obeys the contract (`seriatim.core.mixer`).
         objective: (model, batch, state) to (loss, state), the loss a mean over the batch.
-        batches: endless; where it says `carries`, the state goes on from each batch to the next, gradients stop
-        between.
+        batches: endless; where it says `carries`, the state goes on from each batch to the next, and gradients stop.
         settings: see TrainSettings.
         run: where config, log and checkpoints go. With run.resume it goes on from the newest sound checkpoint, and ends
             with the same weights, bit for bit, as if it had never stopped (same machine, device and number of threads).
