@@ -4,74 +4,14 @@ import signal
 
 import pytest
 import torch
-from tiny_language import (
-    evaluation_batches,
-    final_weights,
-    new_model,
-    new_run,
-    next_token,
-    settings,
-    training_batches,
-)
+from runs import changed, figures, held_out, rising, train
+from tiny_language import evaluation_batches, final_weights, new_model, new_run, next_token, settings, training_batches
 
-from seriatim.core.build import build
 from seriatim.core.errors import SeriatimError
-from seriatim.objectives import next_token as library
 from seriatim.train import checkpoint
 from seriatim.train.evaluate import evaluate
-from seriatim.train.generators import seed
 from seriatim.train.log import read_log
 from seriatim.train.loop import TrainingError, fit
-
-
-class PowerCutError(Exception):
-    pass
-
-
-def train(path, chosen, resume=False, objective=next_token, evaluation=None, carry=True, model=None, **options):
-    model = model or new_model()
-    run = new_run(path, model, chosen, resume)
-    return fit(model, objective, training_batches(carry), chosen, run, evaluation, display="silent", **options)
-
-
-def held_out(model):
-    return evaluate(model, evaluation_batches())
-
-
-def failing(call, error=PowerCutError, objective=next_token):
-    """The objective, but the power goes at that call."""
-    calls = iter(range(1, 1000))
-
-    def objective_(model, batch, state):
-        if next(calls) == call:
-            raise error
-        return objective(model, batch, state)
-
-    return objective_
-
-
-def changed(call, change, objective=next_token):
-    """The objective, but its loss is changed at that call."""
-    calls = iter(range(1, 1000))
-
-    def objective_(model, batch, state):
-        loss, state = objective(model, batch, state)
-        return (change(loss) if next(calls) == call else loss), state
-
-    return objective_
-
-
-def figures(path):
-    """The log without what the clock says."""
-    return [{k: v for k, v in line.items() if "second" not in k} for line in read_log(path / "log.jsonl")]
-
-
-def assert_same_run(one, other):
-    left, right = final_weights(one), final_weights(other)
-    assert all(torch.equal(left[name], right[name]) for name in left)
-    assert figures(one) == figures(other)
-    names = [[folder.name for folder in sorted((path / "checkpoints").iterdir())] for path in (one, other)]
-    assert names[0] == names[1]
 
 
 def test_it_learns(tmp_path):
@@ -83,92 +23,6 @@ def test_it_learns(tmp_path):
     assert result.progress.validation["bits_per_byte"] == bits[1]
     assert result.checkpoint == tmp_path / "checkpoints" / "step-00000060"
     assert evaluate(checkpoint.load(tmp_path), evaluation_batches())["bits_per_byte"] == bits[1]
-
-
-VARIANTS = {
-    "carried state": {},
-    "packed": {"carry": False},
-    "accumulated": {"accumulate": 2},
-    "linear": {"schedule": "linear", "clip": 0.0},
-    "bfloat16": {"precision": "bfloat16"},
-    "patience": {"patience": 1, "evaluate_every": 2, "learning_rate": 1.0},
-}
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("cut", [3, 9])
-def test_a_run_that_was_cut_ends_as_one_that_was_not(tmp_path, variant, cut):
-    options = dict(VARIANTS[variant])
-    carry = options.pop("carry", True)
-    chosen = settings(checkpoint_every=4 if cut > 3 else 1, **options)
-    train(tmp_path / "whole", chosen, evaluation=held_out, carry=carry)
-    objective = failing(cut * chosen.accumulate)
-    try:
-        train(tmp_path / "cut", chosen, evaluation=held_out, carry=carry, objective=objective)
-    except PowerCutError:
-        torch.rand(17)  # another process would stand elsewhere
-        train(tmp_path / "cut", chosen, resume=True, evaluation=held_out, carry=carry)
-    else:
-        assert variant == "patience"
-    assert_same_run(tmp_path / "whole", tmp_path / "cut")
-
-
-@pytest.mark.parametrize(
-    ("layers", "carry"),
-    [(["mamba", "gla"], True), (["gru", {"mixer": "window", "size": 5}, "aaren"], True), (["attention"], False)],
-)
-def test_a_cut_language_model_ends_as_one_that_was_not(tmp_path, layers, carry):
-    def model():
-        seed(0)
-        return build("language_model", vocab_size=257, dim=16, layers=layers, dropout=0.1)
-
-    chosen = settings(steps=6, checkpoint_every=2)
-    objective = library.next_token
-    train(tmp_path / "whole", chosen, objective=objective, evaluation=held_out, carry=carry, model=model())
-    with pytest.raises(PowerCutError):
-        train(
-            tmp_path / "cut",
-            chosen,
-            objective=failing(6, objective=objective),
-            evaluation=held_out,
-            carry=carry,
-            model=model(),
-        )
-    train(tmp_path / "cut", chosen, resume=True, objective=objective, evaluation=held_out, carry=carry, model=model())
-    assert_same_run(tmp_path / "whole", tmp_path / "cut")
-
-
-def test_a_run_cut_before_its_first_checkpoint_starts_again(tmp_path, capsys):
-    chosen = settings(log_every=1)
-    train(tmp_path / "whole", chosen)
-    with pytest.raises(PowerCutError):
-        train(tmp_path / "cut", chosen, objective=failing(4))
-    assert [line["step"] for line in read_log(tmp_path / "cut" / "log.jsonl")] == [1, 2, 3]
-    train(tmp_path / "cut", chosen, resume=True)
-    assert_same_run(tmp_path / "whole", tmp_path / "cut")
-
-
-def test_a_finished_run_is_not_trained_again(tmp_path):
-    chosen = settings(patience=1, evaluate_every=1)
-    first = train(tmp_path, chosen, evaluation=rising())
-    files = {file: file.read_bytes() for file in (tmp_path / "checkpoints").rglob("*") if file.is_file()}
-    result = train(tmp_path, chosen, resume=True, objective=failing(1), evaluation=rising())
-    assert (result.reason, result.progress.step) == (first.reason, first.progress.step) == ("patience", 2)
-    assert {file: file.read_bytes() for file in files} == files
-
-
-def test_other_data_cannot_be_resumed(tmp_path):
-    chosen, model = settings(), new_model()
-    train(tmp_path, chosen)
-    with pytest.raises(SeriatimError, match="the data is not what the run was started with"):
-        fit(
-            model,
-            next_token,
-            training_batches(batch=3),
-            chosen,
-            new_run(tmp_path, model, chosen, True),
-            display="silent",
-        )
 
 
 def test_the_log_has_one_line_a_step(tmp_path):
@@ -248,12 +102,6 @@ def test_an_interrupt_saves_and_says_how_to_go_on(tmp_path):
     assert figures(tmp_path / "cut") == figures(tmp_path / "whole")
     left, right = final_weights(tmp_path / "cut"), final_weights(tmp_path / "whole")
     assert all(torch.equal(left[name], right[name]) for name in left)
-
-
-def rising():
-    """An evaluation that is best at the first time, and calls itself so."""
-    figures = iter(range(1, 1000))
-    return lambda model: {"figure": float(next(figures)), "other": 0.0}
 
 
 def test_patience_stops_early_and_keeps_the_best(tmp_path):
