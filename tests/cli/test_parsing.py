@@ -44,7 +44,7 @@ def test_unknown_names_are_answered_with_the_nearest(refused):
 
 def test_values_of_the_wrong_kind_are_refused(refused):
     refused("--train.steps is 'x'; it must be int", "train", "--train.steps", "x")
-    refused("--train.carry is 'x'; it must be bool or null", "train", "--train.carry", "x")
+    refused("--train.carry is 'x'; it must be bool", "train", "--train.carry", "x")
     refused("--train.schedule is 'x'; it must be one of", "train", "--train.schedule", "x")
     refused("--model.dim is 'x'; it must be int", "train", "--model.dim", "x")
     refused("steps is -3; it must be 0 or more", "train", "--out", "x", "--train.steps", -3)

@@ -14,6 +14,7 @@ from seriatim.train.log import read_log
 
 STEPS = 120
 OPTIONS = [*SMALL, "--train.steps", str(STEPS), "--train.checkpoint_every", "3", "--train.log_every", "1"]
+OPTIONS += ["--train.carry", "true"]  # more to restore than without
 OPTIONS += ["--train.evaluate_every", "25", "--model.dropout", "0.1"]
 
 

@@ -135,8 +135,8 @@ def _weights(run: Path) -> bytes:
     return (sorted((run / "checkpoints").iterdir())[-1] / "model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("carry", ["true", "null"])
-def test_models_whose_state_grows_read_windows_that_stand_alone(seriatim, text, tmp_path, carry):
+@pytest.mark.parametrize("carry", ["true", "false"])
+def test_a_state_that_grows_is_not_carried(seriatim, text, tmp_path, carry):
     small = ["--data", text, *SMALL, "--model.layers", "[attention]", "--train.steps", 1, "--train.carry", carry]
     result = seriatim("train", "--out", tmp_path / "run", *small)
     assert result.status == (2 if carry == "true" else 0)

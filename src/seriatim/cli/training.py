@@ -20,14 +20,10 @@ __all__ = ["held_out_batches", "train_language_model"]
 def train_language_model(
     model: Mixer, corpus: Corpus, tokenizer: Tokenizer, settings: TrainSettings, folder: RunFolder
 ) -> Result:
-    """Trains the model on the corpus as the settings say, evaluating on the corpus's validation part.
-
-    The state is carried from window to window where it is constant in size, unless the settings say otherwise.
-    """
-    carry = model.constant_state if settings.carry is None else settings.carry
-    if carry and not model.constant_state:
+    """Trains the model on the corpus as the settings say, evaluating on the corpus's validation part."""
+    if settings.carry and not model.constant_state:
         raise SeriatimError("train.carry is true; it must be false for a model whose state grows with what it reads")
-    kind = ContiguousBatches if carry else PackedBatches
+    kind = ContiguousBatches if settings.carry else PackedBatches
     batches = kind(corpus.train, tokenizer, settings.batch, settings.window, settings.seed)
     held_out = held_out_batches(model, corpus.validation, tokenizer, settings, settings.evaluate_tokens)
     return fit(model, next_token, batches, settings, folder, lambda model: evaluate(model, held_out))

@@ -24,10 +24,10 @@ class TrainSettings:
     minutes: float = _option(0.0, "stop after so many minutes of training, evaluations not counted; 0: no limit", True)
     batch: int = _option(16, "sequences in a batch")
     window: int = _option(256, "tokens of a sequence that gradients flow through")
-    carry: bool | None = _option(
-        None,
-        "true: read documents in order and carry the state from window to window; false: shuffled windows, each on its "
-        "own; null: carry where the model's state is constant in size",
+    carry: bool = _option(
+        False,
+        "read documents in order and carry the state from window to window (truncated back-propagation); otherwise "
+        "shuffled windows, each on its own, from which short runs learn more",
     )
     accumulate: int = _option(1, "batches whose gradients are averaged into one update")
     learning_rate: float = _option(2e-3, "the highest learning rate")

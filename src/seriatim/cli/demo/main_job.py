@@ -4,7 +4,7 @@ import json
 import platform
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,9 @@ from seriatim.train.settings import TrainSettings
 __all__ = ["main_job"]
 
 DIM = 128
-BATCH, WINDOW, LEARNING_RATE = 16, 256, 4e-3
-OURS_NAME, PEER_NAME = "GLA + window model", "Transformer"
-OURS = ["gla", {"mixer": "window", "size": 64}, "gla", "gla"]
-PEER = ["attention"] * 4
+BATCH, WINDOW, LEARNING_RATE = 8, 256, 4e-3
+OURS = {"layers": ["lstm", "gla"], "expansion": 2.0}
+PEER = {"layers": ["attention", "attention"], "expansion": 3.0}  # so that both have the same number of parameters
 MEASURED = 262_144  # bytes of the validation files that everything is measured on
 CURVE = 32_768  # of them, after every CURVE_STEPS steps of training
 CURVE_STEPS = 50
@@ -59,21 +58,21 @@ def main_job(options: Any) -> int:
         f"Text: {results['corpus']['files']:,} files of Python's standard library, "
         f"{results['corpus']['bytes'] / 1e6:.0f} MB. Measured on {measured.bytes:,} bytes of files kept apart.\n"
     )
-    ours = _train(OURS_NAME, OURS, out, corpus, tokenizer, options, console, results)
-    peer = _train(PEER_NAME, PEER, out / "transformer", corpus, tokenizer, options, console, results)
+    ours = _train("LSTM + GLA model", OURS, out, corpus, tokenizer, options, console, results)
+    peer = _train("Transformer", PEER, out / "transformer", corpus, tokenizer, options, console, results)
     _print_bits(results, console)
     _write(ours, peer, results, tokenizer, options, console)
     _read(ours, peer, results, measured, tokenizer, console)
     pictures = _leave(results, out)
     console.print(f"\n{comparison(results)}")
-    console.print(f"Look at {', '.join(map(str, [out / 'report.html', *pictures]))}")
-    console.print(f"Write more: seriatim generate {out} --prompt 'class '")
+    console.print(f"Look at {', '.join(map(str, [out / 'report.html', *pictures]))}", soft_wrap=True)
+    console.print(f"Write more: seriatim generate {out} --prompt 'class '", soft_wrap=True)
     return 0
 
 
 def _train(
     name: str,
-    layers: Sequence[Any],
+    shape: Mapping[str, Any],
     folder: Path,
     corpus: Corpus,
     tokenizer: ByteTokenizer,
@@ -87,7 +86,7 @@ def _train(
         evaluate_every=CURVE_STEPS, evaluate_tokens=CURVE, checkpoint_every=10**9, seed=options.seed,
     )  # fmt: skip
     generators.seed(options.seed)
-    model: Mixer = build("language_model", vocab_size=tokenizer.vocab_size, dim=DIM, layers=layers)
+    model: Mixer = build("language_model", vocab_size=tokenizer.vocab_size, dim=DIM, **shape)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     console.print(f"[bold]{name}[/]: {parameters:,} parameters, {options.minutes:g} minutes of training")
     config = {
@@ -103,7 +102,7 @@ def _train(
     results["models"].append(
         {
             "name": name,
-            "layers": list(layers),
+            "layers": shape["layers"],
             "parameters": parameters,
             "train_seconds": progress.seconds,
             "train_steps": progress.step,

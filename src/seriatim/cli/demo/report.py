@@ -2,11 +2,13 @@
 
 import base64
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from string import Template
 from typing import Any
+
+from seriatim.cli.memory import human
 
 __all__ = ["comparison", "write_report"]
 
@@ -62,9 +64,9 @@ def _tiles(results: Mapping[str, Any]) -> str:
             f"Transformer {peer['write_tokens_per_second']:,.0f}",
         ),
         (
-            _size(state["state_bytes"]),
+            human(state["state_bytes"]),
             f"carried after {state['tokens']:,} bytes",
-            f"Transformer {_size(cache['state_bytes'])}",
+            f"Transformer {human(cache['state_bytes'])}",
         ),
     ]
     return "\n".join(
@@ -96,8 +98,8 @@ def _results(results: Mapping[str, Any]) -> str:
 
 def _memory_rows(ours: Mapping[str, Any], peer: Mapping[str, Any]) -> str:
     return "\n".join(
-        f"<tr><td class=number>{a['tokens']:,}</td><td class=number>{_size(a['state_bytes'])}</td>"
-        f"<td class=number>{a['tokens_per_second']:,.0f}</td><td class=number>{_size(b['state_bytes'])}</td>"
+        f"<tr><td class=number>{a['tokens']:,}</td><td class=number>{human(a['state_bytes'])}</td>"
+        f"<td class=number>{a['tokens_per_second']:,.0f}</td><td class=number>{human(b['state_bytes'])}</td>"
         f"<td class=number>{b['tokens_per_second']:,.0f}</td></tr>"
         for a, b in zip(ours["memory"], peer["memory"], strict=True)
     )
@@ -117,11 +119,3 @@ def _picture(path: Path | None, caption: str) -> str:
         return "<p>No picture: matplotlib is not installed (<code>pip install seriatim[viz]</code>).</p>"
     data = base64.b64encode(path.read_bytes()).decode()
     return f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,{data}"></figure>'
-
-
-def _size(count: int) -> str:
-    units: Sequence[tuple[float, str]] = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
-    for scale, unit in units:
-        if count >= scale:
-            return f"{count / scale:.1f} {unit}"
-    return f"{count} B"

@@ -33,15 +33,15 @@ class GRU(CellMixer):
     def __init__(self, dim: int, heads: int = 1):
         super().__init__(dim, heads)
         bound = self.head_dim**-0.5
-        self.candidate_bias = nn.Parameter(torch.empty(heads, self.head_dim).uniform_(-bound, bound))
+        self.candidate_bias = nn.Parameter(torch.empty(dim).uniform_(-bound, bound))
 
     def recurrent_bias(self) -> Tensor:
-        return F.pad(self.candidate_bias[None], (0, 0, 0, 0, 2, 0))
+        return F.pad(self.candidate_bias.view(1, self.heads, self.head_dim), (0, 0, 0, 0, 2, 0))
 
 
 def reference(m: GRU, x: Tensor) -> Tensor:
     """The equations gate by gate, one sequence, token and head at a time."""
-    rows = []
+    rows, candidate_bias = [], m.candidate_bias.view(m.heads, m.head_dim)
     for sequence in x:
         h, out = x.new_zeros(m.heads, m.head_dim), []
         for u in sequence:
@@ -50,7 +50,7 @@ def reference(m: GRU, x: Tensor) -> Tensor:
             for j in range(m.heads):
                 r = torch.sigmoid(drive[0, j] + m.recurrent[0, j] @ h[j])
                 z = torch.sigmoid(drive[1, j] + m.recurrent[1, j] @ h[j])
-                n = torch.tanh(drive[2, j] + r * (m.recurrent[2, j] @ h[j] + m.candidate_bias[j]))
+                n = torch.tanh(drive[2, j] + r * (m.recurrent[2, j] @ h[j] + candidate_bias[j]))
                 new.append((1 - z) * n + z * h[j])
             h = torch.stack(new)
             out.append(h.flatten())
