@@ -15,7 +15,6 @@ def demo(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(main_job, "MEASURED", 4_096)
-        patch.setattr(main_job, "CURVE", 1_024)
         patch.setattr(main_job, "CURVE_STEPS", 1)
         patch.setattr(main_job, "LENGTHS", (64, 128, 512))
         status = main(["demo", "--out", str(out), "--minutes", "0.02", "--tokens", "12", "--prompt", "def "])
@@ -32,6 +31,7 @@ def test_every_figure_is_left(demo):
     assert max(grown) < 1.1 * min(grown)  # in proportion to what was read
     assert abs(ours["parameters"] / peer["parameters"] - 1) < 0.02
     for model in (ours, peer):
+        assert model["curve"][-1][1] == model["bits_per_byte"]
         assert 0 < model["bits_per_byte"] < 9
         assert model["curve"][-1][0] == pytest.approx(model["train_seconds"], abs=0.01)
         assert min(model["write_tokens_per_second"], model["train_tokens_per_second"]) > 0

@@ -16,7 +16,7 @@ from seriatim.cli.demo.chart import draw_learning, draw_memory
 from seriatim.cli.demo.compressors import compressed_bits
 from seriatim.cli.demo.measure import read_growing, write
 from seriatim.cli.demo.report import comparison, write_report
-from seriatim.cli.training import held_out_batches, train_language_model
+from seriatim.cli.training import train_language_model
 from seriatim.core.build import build, spec
 from seriatim.core.errors import SeriatimError, check_positive
 from seriatim.core.mixer import Mixer
@@ -25,7 +25,6 @@ from seriatim.data.evaluation import EvaluationBatches
 from seriatim.data.tokenizer import ByteTokenizer
 from seriatim.decoding.sampler import Sampler
 from seriatim.train import generators
-from seriatim.train.evaluate import evaluate
 from seriatim.train.run_folder import RunFolder
 from seriatim.train.settings import TrainSettings
 
@@ -35,9 +34,8 @@ DIM = 128
 BATCH, WINDOW, LEARNING_RATE = 8, 256, 4e-3
 OURS = {"layers": ["lstm", "gla"], "expansion": 2.0}
 PEER = {"layers": ["attention", "attention"], "expansion": 3.0}  # so that both have the same number of parameters
-MEASURED = 262_144  # bytes of the validation files that everything is measured on
-CURVE = 32_768  # of them, after every CURVE_STEPS steps of training
-CURVE_STEPS = 50
+MEASURED = 131_072  # bytes of the validation files that everything is measured on
+CURVE_STEPS = 150  # steps of training between two measurements
 LENGTHS = (1_024, 4_096, 16_384)
 
 
@@ -83,7 +81,7 @@ def _train(
     """Trains one model for its minutes, measures it, and adds its figures to the results."""
     settings = TrainSettings(
         steps=0, minutes=options.minutes, batch=BATCH, window=WINDOW, learning_rate=LEARNING_RATE,
-        evaluate_every=CURVE_STEPS, evaluate_tokens=CURVE, checkpoint_every=10**9, seed=options.seed,
+        evaluate_every=CURVE_STEPS, evaluate_tokens=MEASURED, checkpoint_every=10**9, seed=options.seed,
     )  # fmt: skip
     generators.seed(options.seed)
     model: Mixer = build("language_model", vocab_size=tokenizer.vocab_size, dim=DIM, **shape)
@@ -98,7 +96,6 @@ def _train(
     }
     run_folder = RunFolder(folder, config)
     progress = train_language_model(model, corpus, tokenizer, settings, run_folder).progress
-    held_out = held_out_batches(model, corpus.validation, tokenizer, settings, MEASURED)
     results["models"].append(
         {
             "name": name,
@@ -109,7 +106,7 @@ def _train(
             "train_tokens": progress.tokens,
             "train_tokens_per_second": progress.tokens / progress.seconds,
             "curve": _curve(run_folder.log_path),
-            **evaluate(model, held_out),
+            **progress.validation,
         }
     )
     return model.eval()
