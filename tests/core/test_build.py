@@ -72,6 +72,21 @@ def test_a_layer_that_is_wrong_is_numbered():
         build("stack", dim=8, layers=[{"mixer": "lstm", "heads": 3}])
 
 
+def test_a_layer_that_is_no_mixer_of_features_is_refused():
+    for layer in ("seriatim.nn.norms:RMSNorm", {"model": "language_model", "vocab_size": 3}):
+        with pytest.raises(SeriatimError, match=r"layers\[0\] is a \w+; it must be a mixer of features"):
+            build("stack", dim=8, layers=[layer])
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [("lstm", "heads", 2.0), ("window", "size", 2.5), ("mamba", "expand", 1.5), ("gla", "gate_rank", True)],
+)
+def test_a_size_is_a_whole_number(name, option, value):
+    with pytest.raises(SeriatimError, match=f"{option} is {value}; it must be a whole number above 0"):
+        build(name, dim=16, **{option: value})
+
+
 class Forgetful(nn.Module):
     def __init__(self, size: int):
         super().__init__()

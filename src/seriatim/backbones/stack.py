@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from seriatim.core.build import Spec, build
-from seriatim.core.errors import SeriatimError, check_positive
+from seriatim.core.errors import SeriatimError, check_size
 from seriatim.core.mixer import Mixer
 from seriatim.core.state import State
 from seriatim.nn.feed_forward import build_feed_forward
@@ -73,7 +73,7 @@ class Stack(Mixer):
         dropout: float = 0.0,
     ):
         super().__init__()
-        check_positive(dim=dim)
+        check_size(dim=dim)
         if isinstance(layers, str) or not isinstance(layers, Sequence) or not layers:
             raise SeriatimError(f"layers is {layers!r}; it must be a list of at least one spec, such as ['gla', 'gla']")
         if not 0 <= dropout < 1:
@@ -90,6 +90,8 @@ class Stack(Mixer):
             mixer = build(layer, dim=self.dim)
         except SeriatimError as error:
             raise SeriatimError(f"layers[{index}]: {error}") from error
+        if not isinstance(mixer, Mixer) or mixer.reads_tokens:
+            raise SeriatimError(f"layers[{index}] is a {type(mixer).__name__}; it must be a mixer of features")
         if mixer.dim != self.dim:
             raise SeriatimError(f"layers[{index}] has dim {mixer.dim}; the stack's dim is {self.dim}")
         return mixer

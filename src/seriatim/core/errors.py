@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-__all__ = ["SeriatimError", "check_divisible", "check_one_of", "check_positive", "nearest"]
+__all__ = ["SeriatimError", "check_divisible", "check_one_of", "check_positive", "check_size", "nearest"]
 
 
 class SeriatimError(ValueError):
@@ -33,10 +33,17 @@ def check_positive(**values: float) -> None:
             raise SeriatimError(f"{argument} is {value}; it must be above 0")
 
 
+def check_size(**values: int) -> None:
+    """Raises unless every named value is a whole number above zero."""
+    for argument, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise SeriatimError(f"{argument} is {value!r}; it must be a whole number above 0")
+
+
 def check_divisible(**values: int) -> None:
     """`check_divisible(dim=64, heads=4)`: raises unless the first value is a multiple of the second."""
     (whole_name, whole), (part_name, part) = values.items()
-    check_positive(**values)
+    check_size(**values)
     if whole % part:
         raise SeriatimError(
             f"{whole_name} is {whole} and {part_name} is {part}; {whole_name} must be a multiple of {part_name}"

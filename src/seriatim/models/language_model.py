@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from seriatim.backbones.stack import Stack
 from seriatim.core.build import Spec
-from seriatim.core.errors import check_positive
+from seriatim.core.errors import check_size
 from seriatim.core.mixer import Mixer
 from seriatim.core.state import State
 from seriatim.nn.norms import build_norm
@@ -47,7 +47,7 @@ class LanguageModel(Mixer):
         tie_embeddings: bool = True,
     ):
         super().__init__()
-        check_positive(vocab_size=vocab_size, dim=dim)
+        check_size(vocab_size=vocab_size, dim=dim)
         self.vocab_size, self.dim, self.norm, self.feed_forward = vocab_size, dim, norm, feed_forward
         self.expansion, self.dropout, self.tie_embeddings = expansion, dropout, tie_embeddings
         self.stack = Stack(dim, layers, norm, feed_forward, expansion, dropout)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from seriatim import ops
-from seriatim.core.errors import check_positive
+from seriatim.core.errors import check_size
 
 __all__ = ["ShortConv"]
 
@@ -17,7 +17,7 @@ class ShortConv(nn.Module):
 
     def __init__(self, dim: int, size: int = 4):
         super().__init__()
-        check_positive(conv_size=size)
+        check_size(conv_size=size)
         self.dim, self.size = dim, size
         bound = size**-0.5  # torch.nn.Conv1d's own, for one input channel
         self.weight = nn.Parameter(torch.empty(dim, size).uniform_(-bound, bound))

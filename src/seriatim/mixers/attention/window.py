@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from seriatim.core.errors import check_positive
+from seriatim.core.errors import check_size
 from seriatim.mixers.attention.base import AttentionMixer, reference_attention
 from seriatim.ops.attention import WindowState, init_window_state
 
@@ -31,7 +31,7 @@ class Window(AttentionMixer):
         self, dim: int, size: int = 128, heads: int = 4, kv_heads: int | None = None, rotary_base: float = 10000.0
     ):
         super().__init__(dim, heads, kv_heads, rotary_base)
-        check_positive(size=size)
+        check_size(size=size)
         self.size = self.window = size
 
     def init_state(self, batch: int) -> WindowState:

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seriatim.core.errors import check_divisible, check_positive
+from seriatim.core.errors import check_divisible, check_positive, check_size
 from seriatim.core.mixer import state_dtype
 from seriatim.mixers.linear_attention.base import MatrixInputs, MatrixMixer
 from seriatim.nn.norms import RMSNorm
@@ -28,12 +28,13 @@ class GLA(MatrixMixer):
         gate_rank: width between W_1 and W_2.
         temperature: tau; the larger, the slower a new model forgets.
 
-    Source: Yang et al., 2024, arXiv:2312.06635, equations 3 to 6 and section 4.3; initialisation of its official code.
+    Source: Yang et al., 2024, arXiv:2312.06635, equations 3 to 6 and section 4.4; initialisation of its official code.
     """
 
     def __init__(self, dim: int, heads: int = 4, gate_rank: int = 16, temperature: float = 16.0):
         super().__init__()
-        check_positive(gate_rank=gate_rank, temperature=temperature)
+        check_size(gate_rank=gate_rank)
+        check_positive(temperature=temperature)
         check_divisible(dim=dim, heads=heads)
         check_divisible(head_dim=dim // heads, key_ratio=2)
         self.dim, self.heads, self.gate_rank, self.temperature = dim, heads, gate_rank, temperature

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seriatim.core.errors import check_positive
+from seriatim.core.errors import check_size
 from seriatim.core.mixer import state_dtype
 from seriatim.mixers.state_space.base import SelectiveInputs, SelectiveMixer
 from seriatim.nn.short_conv import ShortConv
@@ -31,15 +31,15 @@ class Mamba(SelectiveMixer):
         conv_size: taps of the short convolution.
         dt_rank: width through which the step size is projected; None is dim / 16, rounded up.
 
-    Source: Gu and Dao, 2023, arXiv:2312.00752, algorithm 2, section 3.4 and appendix E; initialisation of its
-        official code.
+    Source: Gu and Dao, 2023, arXiv:2312.00752, algorithm 2, sections 3.4 and 3.6; initialisation of its official
+        code.
     """
 
     def __init__(self, dim: int, state_size: int = 16, expand: int = 2, conv_size: int = 4, dt_rank: int | None = None):
         super().__init__()
-        check_positive(dim=dim, state_size=state_size, expand=expand, conv_size=conv_size)
+        check_size(dim=dim, state_size=state_size, expand=expand, conv_size=conv_size)
         if dt_rank is not None:
-            check_positive(dt_rank=dt_rank)
+            check_size(dt_rank=dt_rank)
         self.dim, self.state_size, self.expand, self.conv_size, self.dt_rank = (
             dim,
             state_size,
