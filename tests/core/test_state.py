@@ -5,6 +5,7 @@ import torch
 
 from seriatim.core import state as states
 from seriatim.core.errors import SeriatimError
+from small_disk import files_of_at_most
 
 
 class Inner(NamedTuple):
@@ -118,3 +119,13 @@ def test_load_refuses_what_is_not_this_models_state(tmp_path):
     other = (Outer(example()[0].inner, torch.zeros(3, 2, 6)), ())
     with pytest.raises(SeriatimError, match="tail has shape"):
         states.load(path, other)
+
+
+def test_a_state_that_cannot_be_written_leaves_the_old_one(tmp_path):
+    path = tmp_path / "state"
+    states.save(example(), path)
+    before = path.read_bytes()
+    with files_of_at_most(100), pytest.raises(OSError, match="File too large"):
+        states.save(example(seed=1), path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]

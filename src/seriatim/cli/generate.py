@@ -133,7 +133,10 @@ def _save(generation: "Generation", run: "Run", options: Any) -> str:
         return ""
     from seriatim.decoding.session import save_session
 
-    save_session(generation.session, options.save_state, run.model)
+    try:
+        save_session(generation.session, options.save_state, run.model)
+    except OSError as error:
+        raise SeriatimError(f"--save-state is {options.save_state!r}, which cannot be written: {error}") from error
     return f"state saved; go on with: seriatim generate {quote(options.run)} --state {quote(options.save_state)}"
 
 

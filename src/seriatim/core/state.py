@@ -98,14 +98,25 @@ def nbytes(state: State) -> int:
 
 
 def save(state: State, path: str | PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
-    """Writes the state as safetensors, whole or not at all. `metadata` comes back from `load`'s check of a model."""
+    """Writes the state as safetensors, whole or not at all. `load` compares `metadata` with what it is given.
+
+    Raises OSError where the file cannot be written.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    path = Path(path)
+    if Path(path).exists() and not Path(path).is_file():
+        raise SeriatimError(f"state file {path} is a folder, a device or a pipe; it must be a file")
+    path = Path(path).resolve()  # a link stays one: what it points to is replaced
     tensors = {name: _storable(leaf) for name, leaf in leaves(state)}
     partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata={"format": "seriatim.state", **(metadata or {})})
-    partial.replace(path)
+    try:
+        save_file(tensors, partial, metadata={"format": "seriatim.state", **(metadata or {})})
+        partial.replace(path)
+    except SafetensorError as error:  # also where the disk is full
+        raise OSError(str(error)) from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def load(path: str | PathLike[str], like: State, metadata: Mapping[str, str] | None = None) -> State:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -41,12 +42,12 @@ class CheckpointError(SeriatimError):
 
 
 def save(folder: Path, training: Training, config: Mapping[str, Any]) -> None:
-    """Writes a checkpoint, whole or not at all."""
+    """Writes a checkpoint, whole or not at all. Raises OSError where it cannot be written."""
     optimiser, scalars = _flat_optimiser(training.optimiser)
     drawn = {f"generator.{name}": value for name, value in generators.capture().items()}
     with new_folder(folder) as partial:
-        save_file(weights(training.model), partial / "model.safetensors")
-        save_file({**optimiser, **drawn}, partial / "training.safetensors")
+        _write_tensors(weights(training.model), partial / "model.safetensors")
+        _write_tensors({**optimiser, **drawn}, partial / "training.safetensors")
         if training.state is not None:
             states.save(training.state, partial / "state.safetensors")
         meta: dict[str, Any] = {
@@ -189,6 +190,13 @@ def _restore_optimiser(optimiser: torch.optim.Optimizer, stored: dict[str, Tenso
             index, _, name = rest.partition(".")
             state.setdefault(int(index), {})[name] = value.clone() if isinstance(value, Tensor) else value
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+
+
+def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:  # also where the disk is full
+        raise OSError(str(error)) from error
 
 
 def _digest(file: Path) -> str:

@@ -213,14 +213,16 @@ class _Loop:
         try:
             checkpoint.save(self.folder.step_folder(progress.step), self.training, self.folder.config)
         except OSError as error:
-            raise self._broken(f"the checkpoint cannot be written ({error})") from error
+            raise self._broken(f"the checkpoint cannot be written ({error})", progress.step) from error
         best = progress.best_step if self.settings.patience else None
         self.folder.prune(self.settings.keep, best)
 
-    def _broken(self, what: str) -> TrainingError:
+    def _broken(self, what: str, step: int | None = None) -> TrainingError:
+        """What to raise; the step is the one under way unless it is given."""
+        step = self.training.progress.step + 1 if step is None else step
         kept = self.folder.steps()
         last = f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint had been written yet"
-        return TrainingError(f"{what} at step {self.training.progress.step + 1}; training stopped; {last}")
+        return TrainingError(f"{what} at step {step}; training stopped; {last}")
 
 
 def _resume(run: RunFolder, training: Training, display: Display) -> None:
