@@ -46,14 +46,10 @@ class CellMixer(Mixer):
         hidden, state = ops.cell_scan(
             self.cell,
             inputs,
-            self.recurrent.to(inputs.dtype),
-            self._cast_bias(inputs.dtype),
+            self.recurrent,
+            self.recurrent_bias(),
             state=state,
             reset=reset,
             lengths=lengths,
         )
         return hidden.flatten(-2), state
-
-    def _cast_bias(self, dtype: torch.dtype) -> Tensor | None:
-        bias = self.recurrent_bias()
-        return None if bias is None else bias.to(dtype)

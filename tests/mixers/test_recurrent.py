@@ -1,0 +1,16 @@
+import pytest
+import torch
+
+from seriatim.core.build import build
+from seriatim.ops import cell_scan
+
+
+@pytest.mark.parametrize("name", ["elman", "lstm", "gru"])
+def test_autocast_does_not_round_the_recurrent_matrix(name):
+    mixer, x = build(name, dim=8), torch.randn(2, 30, 8)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        y, _ = mixer(x)
+        inputs = mixer.input(x).unflatten(-1, (mixer.gates, 1, 8))
+    assert inputs.dtype == torch.bfloat16
+    expected, _ = cell_scan(name, inputs, mixer.recurrent, mixer.recurrent_bias())
+    assert torch.equal(y, expected.flatten(-2))
