@@ -39,7 +39,8 @@ def test_a_tokenizer_file_is_kept_with_the_run(seriatim, text, tmp_path):
     assert seriatim(*train, "--tokenizer", tmp_path / "words.json").status == 0
     (tmp_path / "words.json").unlink()
     assert seriatim("train", "--out", run, "--resume").status == 0
-    assert seriatim("generate", run, "--prompt", "the square", "--tokens", 3).status == 0
+    for place in (run, run / "checkpoints/step-00000002"):
+        assert seriatim("generate", place, "--prompt", "the square", "--tokens", 3).status == 0
     assert "words.json" in seriatim("info", run).out
 
 

@@ -33,7 +33,9 @@ def open_run(path: str, device: str = "cpu") -> Run:
     from seriatim.train.hardware import choose_device
 
     place = choose_device(device)
-    return Run(Path(path), config, load(path).to(place), load_tokenizer(config["tokenizer"], path))
+    folder = Path(path)
+    home = folder.resolve().parent.parent if (folder / "meta.json").is_file() else folder  # of a checkpoint, its run's
+    return Run(folder, config, load(path).to(place), load_tokenizer(config["tokenizer"], home))
 
 
 def read_config(path: str) -> dict[str, Any]:
