@@ -344,3 +344,11 @@ def test_wrong_arguments_are_named(change, message):
     right = {"q": torch.zeros(2, 5, 4, 3), "k": torch.zeros(2, 5, 2, 3), "v": torch.zeros(2, 5, 2, 2)}
     with pytest.raises(SeriatimError, match=message):
         attention(**{**right, **change})
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_a_state_keeps_nothing_else_in_memory(window):
+    q, k, v = torch.randn(3, 2, 300, 1, 4)
+    _, state = attention(q, k, v, window=window)
+    for leaf in state:
+        assert leaf.untyped_storage().nbytes() == leaf.numel() * leaf.element_size()

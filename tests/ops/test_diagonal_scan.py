@@ -159,3 +159,11 @@ def test_a_wrong_argument_is_named(change, message):
     good = {"a": torch.zeros(2, 5, 3), "b": torch.zeros(2, 5, 3)}
     with pytest.raises(SeriatimError, match=message):
         diagonal_scan(**{**good, **change})
+
+
+@pytest.mark.parametrize("time", [1, 2, 40])
+def test_the_state_does_not_share_memory_with_the_output(time):
+    h, state = diagonal_scan(torch.rand(2, time, 3), torch.rand(2, time, 3))
+    before = state.clone()
+    h.zero_()
+    assert torch.equal(state, before)

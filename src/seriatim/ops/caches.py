@@ -82,7 +82,8 @@ def read_segment(time: int, start: Tensor, reset: Tensor | None, lengths: Tensor
     if reset is not None and real is not None:
         reset = reset & real
     position = ragged.positions(None if reset is None else F.pad(reset, (0, 1)), start, time + 1)
-    following = position[:, -1] if lengths is None else position.gather(1, lengths[:, None]).squeeze(1)
+    # Cloned: a view would keep the positions of all tokens in memory for as long as the state lives.
+    following = position[:, -1].clone() if lengths is None else position.gather(1, lengths[:, None]).squeeze(1)
     if reset is None and real is None:
         return Segment(position[:, :-1], None, following, None, time if lengths is None else lengths)
     document = torch.zeros_like(position[:, :-1]) if reset is None else ragged.segments(reset)

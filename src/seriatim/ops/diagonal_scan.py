@@ -100,7 +100,7 @@ def blocked(
         a = a.masked_fill(_over_features(reset, a), 0.0)
     if b.size(1) == 1:
         h = torch.addcmul(b, a, state.unsqueeze(1))
-        return h, h.squeeze(1)
+        return h, h.squeeze(1).clone()  # a view would let whoever writes into the output change the state
     return _scan(a, b, state, False)
 
 
