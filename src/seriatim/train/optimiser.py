@@ -39,8 +39,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 def decays(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
     """Whether weight decay acts on `module`'s own parameter of that name.
 
-    It does on matrices. It does not on vectors (biases, gains, those of gates too), norms, embeddings (a rare token's row
-    would fade while nothing is learned about it), `A_log`, and whatever is marked `parameter.no_weight_decay = True`.
+    It does on matrices. It does not on vectors (biases, gains), norms, embeddings (a rare token's row would fade while
+    nothing is learned about it), `A_log`, and whatever is marked `parameter.no_weight_decay = True`.
     """
     if getattr(parameter, "no_weight_decay", False) or name in _NEVER or parameter.dim() < 2:
         return False
