@@ -83,7 +83,7 @@ def test_ctrl_c_while_writing_saves_the_state(process, trained, tmp_path):
 
 
 def test_help_does_not_wait_for_torch():
-    for command in ([], ["list"], ["train"], ["generate"], ["evaluate"], ["info"]):
+    for command in ([], ["demo"], ["list"], ["train"], ["generate"], ["evaluate"], ["info"]):
         python = [COMMAND[0], "-X", "importtime", *COMMAND[1:], *command, "--help"]
         result = subprocess.run(python, env=ENVIRONMENT, capture_output=True, text=True)
         assert result.returncode == 0
