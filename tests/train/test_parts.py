@@ -21,7 +21,7 @@ from seriatim.core.build import build
 from seriatim.core.errors import SeriatimError
 from seriatim.train import generators
 from seriatim.train.display import Bar, Lines, choose_display
-from seriatim.train.hardware import autocast, choose_device, multiplies_bfloat16
+from seriatim.train.hardware import autocast, check_compiler, choose_device, multiplies_bfloat16
 from seriatim.train.interrupt import Interrupt
 from seriatim.train.log import JsonLines, read_log
 from seriatim.train.optimiser import adamw, parameter_groups
@@ -81,8 +81,6 @@ def test_only_matrices_decay():
         "language_model", vocab_size=11, dim=8, layers=["mamba", {"mixer": "gla", "heads": 2}], tie_embeddings=False
     )
     model.frozen = nn.Parameter(torch.zeros(3, 3), requires_grad=False)
-    model.marked = nn.Parameter(torch.zeros(3, 3))
-    model.marked.no_weight_decay = True
     model.odd = nn.LayerNorm((2, 2))
     decayed, kept = parameter_groups(model, 0.1)
     name_of = {parameter: name for name, parameter in model.named_parameters()}
@@ -91,8 +89,11 @@ def test_only_matrices_decay():
     assert kept["weight_decay"] == 0
     assert decayed_names | kept_names == set(name_of.values()) - {"frozen"}
     assert "head.weight" in decayed_names
-    assert {"embedding.weight", "out_norm.weight", "marked", "odd.weight"} <= kept_names
+    assert {"embedding.weight", "out_norm.weight", "odd.weight"} <= kept_names
     assert any(name.endswith("A_log") for name in kept_names)
+    gla = "stack.blocks.1.mixer"
+    assert {f"{gla}.gate_down.weight", f"{gla}.gate_up.weight", f"{gla}.out_gate.weight"} <= kept_names
+    assert {f"{gla}.qkv.weight", "stack.blocks.1.feed_forward.inner.weight"} <= decayed_names
     assert not any(name.endswith(("bias", "A_log")) or "norm" in name for name in decayed_names)
 
 
@@ -204,3 +205,12 @@ def test_an_interrupt_in_another_thread_is_left_alone():
     thread.start()
     thread.join()
     assert entered == [False]
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(SeriatimError, match=r"compile is true.*no no-such-compiler was found"):
+        check_compiler(torch.device("cpu"))
+    check_compiler(torch.device("cuda"))
+    monkeypatch.setenv("CXX", sys.executable)
+    check_compiler(torch.device("cpu"))

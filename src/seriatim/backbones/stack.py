@@ -137,7 +137,7 @@ def _normed(m: Stack, norm: Any, x: Tensor) -> Tensor:
 
 def _fed(m: Stack, layer: Any, x: Tensor) -> Tensor:
     if m.feed_forward == "swiglu":
-        gate, up = layer.gate_up.weight.chunk(2)
+        gate, up = layer.inner.weight.chunk(2)
         hidden = x @ gate.T
         return (hidden * torch.sigmoid(hidden) * (x @ up.T)) @ layer.out.weight.T
     hidden = x @ layer.up.weight.T + layer.up.bias

@@ -61,7 +61,7 @@ class Mixer(nn.Module, ABC):
             lengths = lengths.to(x.device)
             real = ragged.real_tokens(lengths, x.size(1))
             x = ragged.mask(x, real, 0)
-            reset = None if reset is None else reset & real
+            reset = None if reset is None else reset.to(x.device) & real
         state = self.init_state(x.size(0)) if state is None else state
         return self.mix(x, state, reset, lengths)
 

@@ -15,12 +15,12 @@ class GatedFeedForward(nn.Module):
 
     def __init__(self, dim: int, hidden: int):
         super().__init__()
-        self.gate_up = nn.Linear(dim, 2 * hidden, bias=False)
+        self.inner = nn.Linear(dim, 2 * hidden, bias=False)
         self.out = nn.Linear(hidden, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) to (..., dim)."""
-        gate, up = self.gate_up(x).chunk(2, -1)
+        gate, up = self.inner(x).chunk(2, -1)
         return self.out(F.silu(gate) * up)
 
 

@@ -1,12 +1,14 @@
 """Where training runs and in which precision."""
 
+import os
+import shutil
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
 from seriatim.core.errors import SeriatimError
 
-__all__ = ["autocast", "choose_device", "multiplies_bfloat16"]
+__all__ = ["autocast", "check_compiler", "choose_device", "multiplies_bfloat16"]
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -15,7 +17,7 @@ def choose_device(name: str = "auto") -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise SeriatimError(f"device is {name!r}, which cannot be used here: {reason}") from error
@@ -40,3 +42,12 @@ def multiplies_bfloat16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     has_tiles = getattr(torch.cpu, "_is_amx_tile_supported", bool)  # absent from some versions: then False
     return device.type == "cpu" and has_tiles()
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raises SeriatimError where torch.compile would look for a C++ compiler and find none."""
+    wanted = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++"]
+    if device.type == "cpu" and not any(map(shutil.which, wanted)):
+        raise SeriatimError(
+            f"compile is true, which needs a C++ compiler on the CPU; no {' or '.join(wanted)} was found"
+        )

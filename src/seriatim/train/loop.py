@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from seriatim.core import state as states
 from seriatim.train import checkpoint, generators
 from seriatim.train.display import Display, choose_display
-from seriatim.train.hardware import autocast, choose_device
+from seriatim.train.hardware import autocast, check_compiler, choose_device
 from seriatim.train.interrupt import Interrupt
 from seriatim.train.log import JsonLines
 from seriatim.train.optimiser import adamw
@@ -60,12 +60,15 @@ def fit(
         display: "auto", "bar", "lines" or "silent"; to stderr.
 
     Raises:
-        SeriatimError: nothing can be resumed from, the folder cannot be written, the device is not there.
+        SeriatimError: nothing can be resumed from, the folder cannot be written, the device is not there, or a compiled
+            model is asked for on a CPU without a C++ compiler.
         TrainingError: the loss or the gradient is not finite. The weights are left as before that step.
         KeyboardInterrupt: Ctrl-C. A checkpoint was written, and the exception's text says how to go on.
     """
     generators.seed(settings.seed)
     device = choose_device(settings.device)
+    if settings.compile:
+        check_compiler(device)
     model.to(device)
     training = Training(model, adamw(model, settings), batches)
     with choose_display(display) as shown:
@@ -179,7 +182,7 @@ class _Loop:
         progress = self.training.progress
         progress.validation = dict(self.evaluation(self.training.model))  # in float32, as it will be used
         figure = next(iter(progress.validation.values()))
-        if progress.best is None or figure < progress.best:
+        if math.isfinite(figure) and (progress.best is None or figure < progress.best):
             progress.best, progress.best_step, progress.worse = figure, progress.step, 0
         else:
             progress.worse += 1

@@ -25,23 +25,25 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Two groups, in the model's order: what decays and what does not."""
     chosen: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     seen: set[nn.Parameter] = set()
-    for module in model.modules():
+    for path, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad and parameter not in seen:  # tied weights belong to who comes first
                 seen.add(parameter)
-                chosen[decays(module, name, parameter)].append(parameter)
+                chosen[decays(module, f"{path}.{name}", parameter)].append(parameter)
     return [
         {"params": chosen[True], "weight_decay": weight_decay},
         {"params": chosen[False], "weight_decay": 0.0},
     ]
 
 
-def decays(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay acts on `module`'s own parameter of that name.
+def decays(module: nn.Module, path: str, parameter: nn.Parameter) -> bool:
+    """Whether weight decay acts on `module`'s own parameter, whose path in the model is `path`.
 
     It does on matrices. It does not on vectors (biases, gains), norms, embeddings (a rare token's row would fade while
-    nothing is learned about it), `A_log`, and whatever is marked `parameter.no_weight_decay = True`.
+    nothing is learned about it), `A_log`, and gates: what is named so, such as `gate_down` or `out_gate`, whose decay
+    would pull every gate to half open.
     """
-    if getattr(parameter, "no_weight_decay", False) or name in _NEVER or parameter.dim() < 2:
+    names = path.split(".")
+    if names[-1] in _NEVER or parameter.dim() < 2 or any("gate" in name.split("_") for name in names):
         return False
     return not isinstance(module, nn.Embedding) and "Norm" not in type(module).__name__

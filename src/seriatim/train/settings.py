@@ -34,7 +34,7 @@ class TrainSettings:
     schedule: Literal["cosine", "linear", "constant"] = _option("cosine", "how the learning rate falls after warm-up")
     warmup: float = _option(0.05, "share of the run in which the learning rate rises")
     final_rate: float = _option(0.1, "the learning rate at the end, as a share of the highest")
-    weight_decay: float = _option(0.1, "AdamW's decay of matrices; norms, biases, embeddings and A_log never decay")
+    weight_decay: float = _option(0.1, "AdamW's decay of matrices; norms, biases, gates, embeddings and A_log never")
     beta1: float = _option(0.9, "AdamW's memory of the gradient")
     beta2: float = _option(0.95, "AdamW's memory of the squared gradient")
     clip: float = _option(1.0, "longest gradient norm; longer ones are scaled down; 0: no limit")
