@@ -94,22 +94,23 @@ CELLS = {
 
 def run(name: str, x: Tensor, weight: Tensor, bias: Tensor | None, begins: Tensor | None, first: States) -> States:
     """Every state from `first` on, each (H, T + 1, B, D). x (H, T, B, G*D), bias (H, 1, G*D), begins (B, T, 1) bool."""
-    if torch.compiler.is_compiling():  # the compiler differentiates the loop itself
-        return _forward(name, x, weight, bias, begins, first)[0]
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():  # the compiler differentiates the loop itself
+        return _forward(name, x, weight, bias, begins, first, keep=False)[0]
     found: States = _Loop.apply(name, x, weight, bias, begins, *first)
     return found
 
 
 def _forward(
-    name: str, x: Tensor, weight: Tensor, bias: Tensor | None, begins: Tensor | None, first: States
+    name: str, x: Tensor, weight: Tensor, bias: Tensor | None, begins: Tensor | None, first: States, keep: bool
 ) -> tuple[States, list[Tensor]]:
-    """All states, and what all steps keep, one after another."""
+    """All states and, where asked to, what all steps keep for the backward pass, one after another."""
     state, history = first, [first]
     kept: list[Tensor] = []
     for t, token in enumerate(x.unbind(1)):
-        state, keep = CELLS[name].advance(token, _forget(state, begins, t), weight, bias)
+        state, of_step = CELLS[name].advance(token, _forget(state, begins, t), weight, bias)
         history.append(state)
-        kept += keep
+        if keep:
+            kept += of_step
     return tuple(torch.stack(states, 1) for states in zip(*history, strict=True)), kept
 
 
@@ -118,7 +119,7 @@ class _Loop(torch.autograd.Function):
     def forward(
         ctx: Any, name: str, x: Tensor, weight: Tensor, bias: Tensor | None, begins: Tensor | None, *first: Tensor
     ) -> States:
-        states, kept = _forward(name, x, weight, bias, begins, first)
+        states, kept = _forward(name, x, weight, bias, begins, first, keep=True)
         ctx.name, ctx.with_bias = name, bias is not None
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(weight, begins, *states, *kept)
