@@ -15,9 +15,7 @@ __all__ = ["add_arguments", "run"]
 def add_arguments(parser: Parser) -> None:
     """The run, the text, the form of the answer."""
     parser.add_argument("run", metavar="RUN", type=str, help="a run folder that `seriatim train` wrote")
-    parser.add_argument(
-        "--data", metavar="PATH", type=str | None, help="another text; the run's own where nothing is said"
-    )
+    parser.add_argument("--data", metavar="PATH", type=str, help="another text; the run's own where nothing is said")
     parser.add_argument(
         "--split",
         metavar="{train,validation,test}",
@@ -25,9 +23,7 @@ def add_arguments(parser: Parser) -> None:
         default="validation",
         help="which part of the text",
     )
-    parser.add_argument(
-        "--tokens", metavar="N", type=int, default=0, help="stop after so many tokens; 0: all (default: 0)"
-    )
+    parser.add_argument("--tokens", metavar="N", type=int, default=0, help="stop after so many tokens; 0: all")
     parser.add_argument("--batch", metavar="N", type=int, default=16, help="sequences read side by side")
     parser.add_argument("--device", type=str, metavar="NAME", default="auto", help="auto is a GPU where there is one")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -52,7 +48,7 @@ def _measure(options: Any, run: "Run") -> dict[str, Any]:
     from seriatim.train.settings import TrainSettings
 
     settings = replace(TrainSettings(**run.config["train"]), batch=options.batch)
-    data = options.data or run.config["data"]
+    data = run.config["data"] if options.data is None else options.data
     documents = getattr(load_corpus(data), options.split)
     batches = held_out_batches(run.model, documents, run.tokenizer, settings, options.tokens)
     figures = evaluate(run.model, batches)

@@ -10,9 +10,11 @@ __all__ = ["check_writable", "read_bytes"]
 
 def check_writable(option: str, path: str) -> None:
     """Raises SeriatimError unless a file can be written there."""
-    folder = Path(path).absolute().parent
+    folder = Path(path).resolve().parent
     if Path(path).is_dir():
         raise SeriatimError(f"{option} is {path!r}, which is a folder; it must name a file")
+    if Path(path).exists() and not Path(path).is_file():
+        raise SeriatimError(f"{option} is {path!r}, which is no file but a device or a pipe; it must name a file")
     if not folder.is_dir():
         raise SeriatimError(f"{option} is {path!r}; its folder {folder} does not exist")
     if not os.access(folder, os.W_OK):

@@ -35,10 +35,8 @@ _SAMPLING = {
 def add_arguments(parser: Parser) -> None:
     """The run, the prompt, how to choose tokens, the state."""
     parser.add_argument("run", metavar="RUN", type=str, help="a run folder that `seriatim train` wrote")
-    parser.add_argument("--prompt", type=str | None, metavar="TEXT", help="the text to go on from")
-    parser.add_argument(
-        "--prompt-file", type=str | None, metavar="FILE", help="the same from a file; - reads standard input"
-    )
+    parser.add_argument("--prompt", type=str, metavar="TEXT", help="the text to go on from")
+    parser.add_argument("--prompt-file", type=str, metavar="FILE", help="the same from a file; - reads standard input")
     parser.add_argument("--tokens", type=int, metavar="N", default=200, help="tokens to write at most")
     for field in fields(Sampler):
         default = 0.8 if field.name == "temperature" else field.default
@@ -46,10 +44,8 @@ def add_arguments(parser: Parser) -> None:
         parser.add_argument(flag, type=type(field.default), metavar="X", default=default, help=_SAMPLING[field.name])
     parser.add_argument("--seed", type=int | None, metavar="N", help="of the random choices; 0, or what --state holds")
     parser.add_argument("--device", type=str, metavar="NAME", default="auto", help="auto is a GPU where there is one")
-    parser.add_argument("--state", type=str | None, metavar="FILE", help="go on from this saved state")
-    parser.add_argument(
-        "--save-state", type=str | None, metavar="FILE", help="save the state when done, or when interrupted"
-    )
+    parser.add_argument("--state", type=str, metavar="FILE", help="go on from this saved state")
+    parser.add_argument("--save-state", type=str, metavar="FILE", help="save the state when done, or when interrupted")
 
 
 def run(options: Any) -> int:

@@ -83,6 +83,8 @@ class Parser(ArgumentParser):
             return f"{self._flag(found[1])}{_wrong_value(found[2])}"
         if found := re.match(r"the following arguments are required: (.*)", message):
             return f"{found[1].upper()} is not given"
+        if found := re.match(r"argument (--\S+): expected one argument", message):
+            return f"{message}; one that begins with a dash is written {found[1]}=-TEXT"
         return message
 
     def _flag(self, key: str) -> str:
