@@ -55,6 +55,8 @@ def load_corpus(source: str | os.PathLike[str]) -> Corpus:
         return _read_folder(path, str(path))
     if not path.exists():
         raise SeriatimError(f"data is {str(source)!r}, which does not exist; it must be 'stdlib', a file or a folder")
+    if not path.is_file():  # a pipe could not be read again, and a device may never end
+        raise SeriatimError(f"data is {str(source)!r}, which is a device or a pipe; it must be a file or a folder")
     data = _read(path)
     if not data:
         raise SeriatimError(f"data file {path} is empty")
@@ -67,7 +69,7 @@ def load_corpus(source: str | os.PathLike[str]) -> Corpus:
 
 def part_of(name: str) -> int:
     """0 train, 1 validation or 2 test: where a file of a folder belongs by its path inside that folder."""
-    place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+    place = int.from_bytes(hashlib.sha256(name.encode(errors="surrogateescape")).digest()[:8], "big") / 2**64
     return 0 if place < _SHARES[0] else 1 if place < _SHARES[0] + _SHARES[1] else 2
 
 

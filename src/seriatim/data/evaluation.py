@@ -54,7 +54,9 @@ class EvaluationBatches:
         if tokens < 0:
             raise SeriatimError(f"tokens is {tokens}; it must be 0 (all) or more")
         if tokens:
-            documents = sorted(documents, key=lambda document: hashlib.sha256(document.name.encode()).digest())
+            documents = sorted(
+                documents, key=lambda document: hashlib.sha256(document.name.encode(errors="surrogateescape")).digest()
+            )
         self.window, self.overlap, self._boundary = window, overlap, tokenizer.boundary
         stream = TokenStream(documents, tokenizer)
         starts, lengths = _limited(stream, tokens)

@@ -118,7 +118,10 @@ class HFTokenizer(Tokenizer):
 
     def compact(self, text: bytes | str) -> np.ndarray:
         text = text.decode(errors="replace") if isinstance(text, bytes) else text
-        ids = self._inner.encode(text, add_special_tokens=False).ids
+        try:
+            ids = self._inner.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # the Rust side raises bare Exception
+            raise SeriatimError(f"tokenizer file {self.path} cannot encode the text: {error}") from error
         return np.array(ids, np.uint16 if self.vocab_size <= 2**16 else np.uint32)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> bytes:
