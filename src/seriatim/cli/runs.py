@@ -50,7 +50,8 @@ def read_config(path: str) -> dict[str, Any]:
     try:
         found = json.loads(source.read_text(encoding="utf-8"))
         config = found["config"] if source.name == "meta.json" else found
-        if config.keys() >= {"model", "data", "tokenizer", "train"}:
+        parts = {"model": dict, "data": str, "tokenizer": dict, "train": dict}
+        if all(isinstance(config[name], kind) for name, kind in parts.items()):
             return config
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         pass

@@ -108,10 +108,15 @@ def _build(vocab_size: int, options: dict[str, Any]) -> "Mixer":
 
     try:
         return build("language_model", vocab_size=vocab_size, **options)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise (
-            error if isinstance(error, SeriatimError) else SeriatimError(f"the model cannot be built: {error}")
-        ) from error
+    except SeriatimError:
+        raise
+    except (TypeError, ValueError, RuntimeError, OverflowError, MemoryError) as error:
+        raise SeriatimError(f"the model cannot be built: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    """PyTorch adds its own stack to some messages."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _run_folder(options: Any, settings: TrainSettings, model: "Mixer", tokenizer: "Tokenizer") -> "RunFolder":
@@ -166,10 +171,17 @@ def _stored_config(arguments: Sequence[str]) -> dict[str, Any]:
     peek.add_argument("--out")
     peek.add_argument("--resume", action="store_true")
     try:
-        known, _ = peek.parse_known_args(list(arguments))
+        known, others = peek.parse_known_args(list(arguments))
         if not known.resume or known.out is None:
             return {}
         config = json.loads((Path(known.out) / "config.json").read_text())
-        return config if isinstance(config, dict) else {}
+        parts = {"model", "train"}
+        sound = isinstance(config, dict) and all(isinstance(config.get(part), dict) for part in parts)
+        return config if sound else {}
+    except FileNotFoundError as error:
+        if others:
+            return {}
+        # A mistyped name alone must not train the default model on the default text.
+        raise SeriatimError(f"out is {known.out!r}, where there is no run to resume; give a run's folder") from error
     except (argparse.ArgumentError, OSError, ValueError):
         return {}

@@ -39,11 +39,12 @@ class JsonLines:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log; one that was cut short is left out."""
+    """The lines of a log; one that was cut short, or is no record, is left out."""
     records = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            records.append(json.loads(line))
-        except ValueError:
+            record = json.loads(line)
+            records.append({**record, "step": int(record["step"])})
+        except (ValueError, TypeError, KeyError):
             continue
     return records
