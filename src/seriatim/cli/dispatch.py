@@ -7,6 +7,7 @@ Status 0: done. 1, with a traceback: a bug. 2: a mistake in what was asked for. 
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import TextIO
 
@@ -19,6 +20,7 @@ __all__ = ["main"]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs `seriatim` with these arguments (the process's own by default) and returns the exit status."""
+    _replace_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         _never_fail_on_a_character(stream)
     try:
@@ -28,9 +30,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _say(error, error.status if isinstance(error, CommandError) else MISTAKE)
     except KeyboardInterrupt as error:
         return _say(str(error) or "interrupted", INTERRUPTED)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at exit
+    except (BrokenPipeError, SystemExit):  # rich makes the second of the first
+        _silence_broken_streams()
         return READER_GONE
+    except OSError as error:  # a full disk, a name too long, a folder that went away
+        return _say(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", MISTAKE)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        reason = next(iter(str(error).splitlines()), "")
+        return _say(f"not enough memory; give a smaller model, batch or window ({reason})", MISTAKE)
     return status
 
 
@@ -83,9 +92,35 @@ def _overview() -> str:
 
 def _say(message: object, status: int) -> int:
     """One line on stderr, whatever the message holds."""
-    sys.stdout.flush()
-    print(f"seriatim: {'' if status == INTERRUPTED else 'error: '}{' '.join(str(message).split())}", file=sys.stderr)
+    _silence_broken_streams()
+    with suppress(OSError):
+        line = " ".join(str(message).split())
+        print(f"seriatim: {'' if status == INTERRUPTED else 'error: '}{line}", file=sys.stderr)
+    _silence_broken_streams()
     return status
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """PyTorch has a class of its own on a GPU, and only a RuntimeError on a CPU."""
+    return isinstance(error, MemoryError) or any(
+        sign in str(error) for sign in ("can't allocate memory", "out of memory")
+    )
+
+
+def _replace_closed_streams() -> None:
+    """Python has None for a stream that was closed when it began (`>&-`)."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (as long as the process)
+
+
+def _silence_broken_streams() -> None:
+    """Flushes; a stream that takes nothing more is put to sleep, or Python complains when it flushes at exit."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _never_fail_on_a_character(stream: TextIO) -> None:
