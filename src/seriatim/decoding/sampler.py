@@ -60,7 +60,7 @@ class Sampler:
         _check_finite(logits)
         if seen is not None and self.repetition_penalty != 1:
             logits = sampling.repetition_penalty(logits, seen, self.repetition_penalty)
-        if self.temperature == 0:
+        if self.temperature < 1e-30:  # below it float32 logits divided by it would overflow
             return sampling.greedy(logits)
         logits = sampling.temperature(logits, self.temperature)
         if self.top_k:
