@@ -13,10 +13,12 @@ GREY = "#6b7280"
 def draw_learning(models: Sequence[Mapping[str, Any]], compressors: Mapping[str, float], path: Path) -> None:
     """Validation bits per byte against seconds of training, with a level line for each compressor."""
     figure, axes = _axes()
+    highest = max(model["curve"][-1][1] for model in models)
     for model, colour in zip(models, COLOURS, strict=True):
         seconds, bits = zip(*model["curve"], strict=True)
         axes.plot(seconds, bits, color=colour, marker="o", markersize=4, linewidth=2)
-        _label_end(axes, seconds[-1], bits[-1], f"{model['name']}  {bits[-1]:.2f}", colour)
+        height = 3 if bits[-1] == highest else -9  # apart from each other, however close the ends
+        _label_end(axes, seconds[-1], bits[-1], f"{model['name']}  {bits[-1]:.2f}", colour, height)
     right = max(model["curve"][-1][0] for model in models)
     for level in compressors.values():
         axes.axhline(level, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), zorder=0)
@@ -64,9 +66,9 @@ def _label_levels(axes: Any, levels: Mapping[str, float]) -> None:
     axes.annotate(text, (0, lowest), xytext=(4, -11), textcoords="offset points", color=GREY, fontsize=9)
 
 
-def _label_end(axes: Any, x: float, y: float, text: str, colour: str) -> None:
+def _label_end(axes: Any, x: float, y: float, text: str, colour: str, height: int = -3) -> None:
     axes.annotate(
-        text, (x, y), xytext=(7, -3), textcoords="offset points", color=colour, fontsize=9.5, fontweight="bold"
+        text, (x, y), xytext=(7, height), textcoords="offset points", color=colour, fontsize=9.5, fontweight="bold"
     )
 
 
