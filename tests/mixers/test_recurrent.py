@@ -12,5 +12,9 @@ def test_autocast_does_not_round_the_recurrent_matrix(name):
         y, _ = mixer(x)
         inputs = mixer.input(x).unflatten(-1, (mixer.gates, 1, 8))
     assert inputs.dtype == torch.bfloat16
-    expected, _ = cell_scan(name, inputs, mixer.recurrent, mixer.recurrent_bias())
+    bias = None
+    if name == "gru":
+        bias = torch.zeros(3, 1, 8)
+        bias[2, 0] = mixer.candidate_bias.detach()
+    expected, _ = cell_scan(name, inputs, mixer.recurrent, bias)
     assert torch.equal(y, expected.flatten(-2))

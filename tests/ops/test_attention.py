@@ -15,7 +15,6 @@ from seriatim.ops.attention import (
     attention,
     init_attention_state,
     init_window_state,
-    next_position,
 )
 
 windows = pytest.mark.parametrize("window", [None, 1, 4, 100])
@@ -219,9 +218,7 @@ def test_the_cache_has_a_slot_for_every_token():
 
 
 @windows
-def test_next_position_is_where_the_document_stands(window):
-    assert next_position(None, 2).tolist() == [0, 0]
-    assert next_position((), 2).tolist() == [0, 0]
+def test_the_state_tells_where_the_document_stands(window):
     after, count = None, 0
     for time in (3, 1, 0, 80):
         reset = torch.zeros(2, time, dtype=torch.bool)
@@ -229,7 +226,7 @@ def test_next_position_is_where_the_document_stands(window):
             reset[1, 70] = True
         _, after = attention(*tokens(0, 2, time), window=window, state=after, reset=reset)
         count += time
-        assert next_position(after, 2).tolist() == [count, 10 if time == 80 else count]
+        assert after.length.tolist() == [count, 10 if time == 80 else count]
 
 
 @windows

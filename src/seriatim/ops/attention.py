@@ -17,7 +17,6 @@ from seriatim.ops.caches import (
     WindowState,
     init_attention_state,
     init_window_state,
-    next_position,
 )
 from seriatim.ops.checks import check_lengths, check_reset, check_tensors
 from seriatim.ops.masked_attention import bidirectional, full, windowed
@@ -29,7 +28,6 @@ __all__ = [
     "attention",
     "init_attention_state",
     "init_window_state",
-    "next_position",
 ]
 
 
@@ -50,7 +48,7 @@ def attention(
 
     A token sees the tokens of its own document up to itself: all of them, or with `window` the last W, itself among
     them. With causal=False it sees its whole document. Positions, if any, are the caller's to turn into q and k;
-    :func:`next_position` and `seriatim.core.ragged.positions` tell them.
+    `seriatim.core.ragged.positions(reset, state.length, T)` tells them.
 
     Args:
         q: (B, T, H, K).

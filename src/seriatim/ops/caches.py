@@ -19,7 +19,6 @@ __all__ = [
     "append",
     "init_attention_state",
     "init_window_state",
-    "next_position",
     "read_segment",
     "turn",
     "turn_one",
@@ -57,13 +56,6 @@ def init_window_state(
 ) -> WindowState:
     """An empty ring, on the device of `like`, in its dtype or float32 where that is half precision."""
     return WindowState(*_empty(batch, window, kv_heads, key_dim, value_dim, like))
-
-
-def next_position(
-    state: AttentionState | WindowState | tuple[()] | None, batch: int, device: torch.device | None = None
-) -> Tensor:
-    """(B,) int64: the index in its document of the token that comes next, if it does not begin one."""
-    return state.length if state else torch.zeros(batch, dtype=torch.int64, device=device)
 
 
 class Segment(NamedTuple):

@@ -28,7 +28,7 @@ class GLA(MatrixMixer):
         gate_rank: width between W_1 and W_2.
         temperature: tau; the larger, the slower a new model forgets.
 
-    Source: Yang et al., 2024, arXiv:2312.06635, equations 3 to 6 and section 4.4; initialisation of its official code.
+    Source: Yang et al., 2024, arXiv:2312.06635, section 4; initialisation of its official code.
     """
 
     def __init__(self, dim: int, heads: int = 4, gate_rank: int = 16, temperature: float = 16.0):
@@ -46,13 +46,11 @@ class GLA(MatrixMixer):
         self.out_gate = nn.Linear(dim, dim)
         self.norm = RMSNorm(self.value_dim)
         self.out = nn.Linear(dim, dim, bias=False)
-        for weight in (*self.qkv.weight.split([keys, keys, dim]), *(m.weight for m in self._others())):
+        others = [layer.weight for layer in (self.gate_down, self.gate_up, self.out_gate, self.out)]
+        for weight in (*self.qkv.weight.split([keys, keys, dim]), *others):
             nn.init.xavier_uniform_(weight, gain=2**-2.5)
         for bias in (self.gate_up.bias, self.out_gate.bias):
             nn.init.zeros_(bias)
-
-    def _others(self) -> list[nn.Linear]:
-        return [self.gate_down, self.gate_up, self.out_gate, self.out]
 
     def project(self, x: Tensor) -> MatrixInputs:
         keys = self.heads * self.key_dim

@@ -3,6 +3,7 @@
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seriatim import ops
@@ -18,11 +19,13 @@ class CellMixer(Mixer):
     """A cell of `heads` independent blocks, each dim // heads wide: its recurrent matrices are block diagonal.
 
     A method names its `cell` and how many `gates` it has; the projection, the scan, resets and padding are done here.
-    The output is the hidden state.
+    One whose last gate has a bias in its recurrent part as well sets `candidate_bias` (dim,). The output is the hidden
+    state.
     """
 
     cell: ClassVar[str]
     gates: ClassVar[int]
+    candidate_bias: nn.Parameter | None
 
     def __init__(self, dim: int, heads: int = 1):
         super().__init__()
@@ -33,10 +36,7 @@ class CellMixer(Mixer):
         bound = self.head_dim**-0.5  # as torch.nn.RNN, LSTM and GRU
         for parameter in (self.input.weight, self.input.bias, self.recurrent):
             nn.init.uniform_(parameter, -bound, bound)
-
-    def recurrent_bias(self) -> Tensor | None:
-        """(gates, heads, head_dim), added to the recurrent product; most cells need none beside the input's."""
-        return None
+        self.register_parameter("candidate_bias", None)
 
     def init_state(self, batch: int) -> State:
         return init_cell_state(self.cell, batch, self.heads, self.head_dim, like=self.recurrent)
@@ -47,9 +47,15 @@ class CellMixer(Mixer):
             self.cell,
             inputs,
             self.recurrent,
-            self.recurrent_bias(),
+            self._recurrent_bias(),
             state=state,
             reset=reset,
             lengths=lengths,
         )
         return hidden.flatten(-2), state
+
+    def _recurrent_bias(self) -> Tensor | None:
+        """(gates, heads, head_dim): the candidate's on the last gate, 0 on the others; None where there is none."""
+        if self.candidate_bias is None:
+            return None
+        return F.pad(self.candidate_bias.view(1, self.heads, self.head_dim), (0, 0, 0, 0, self.gates - 1, 0))

@@ -1,7 +1,6 @@
 """Gated recurrent unit."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seriatim.mixers.recurrent.base import CellMixer
@@ -29,14 +28,12 @@ class GRU(CellMixer):
 
     cell = "gru"
     gates = 3
+    candidate_bias: nn.Parameter
 
     def __init__(self, dim: int, heads: int = 1):
         super().__init__(dim, heads)
         bound = self.head_dim**-0.5
         self.candidate_bias = nn.Parameter(torch.empty(dim).uniform_(-bound, bound))
-
-    def recurrent_bias(self) -> Tensor:
-        return F.pad(self.candidate_bias.view(1, self.heads, self.head_dim), (0, 0, 0, 0, 2, 0))
 
 
 def reference(m: GRU, x: Tensor) -> Tensor:
