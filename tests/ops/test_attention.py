@@ -3,10 +3,10 @@ from itertools import pairwise
 
 import pytest
 import torch
-from agreement import assert_backends_agree, assert_close, few, floating, gradients, normal, resets
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agreement import assert_backends_agree, assert_close, few, floating, gradients, normal, resets
 from seriatim.core import ragged, state
 from seriatim.core.errors import SeriatimError
 from seriatim.ops.attention import (

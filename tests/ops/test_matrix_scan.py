@@ -1,10 +1,10 @@
 import pytest
-import scans
 import torch
-from agreement import assert_backends_agree, assert_close, few, floating, gradients, normal, resets
 from hypothesis import given
 from hypothesis import strategies as st
 
+import scans
+from agreement import assert_backends_agree, assert_close, few, floating, gradients, normal, resets
 from seriatim.core.errors import SeriatimError
 from seriatim.ops import backend
 from seriatim.ops.matrix_scan import matrix_scan

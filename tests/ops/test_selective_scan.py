@@ -1,12 +1,12 @@
 from unittest import mock
 
 import pytest
-import scans
 import torch
-from agreement import assert_backends_agree, assert_close, few, normal, resets
 from hypothesis import given
 from hypothesis import strategies as st
 
+import scans
+from agreement import assert_backends_agree, assert_close, few, normal, resets
 from seriatim.core.errors import SeriatimError
 from seriatim.ops.selective_scan import CHUNK_ELEMENTS, selective_scan
 

@@ -1,11 +1,11 @@
 import pytest
-import scans
 import torch
 import torch.nn.functional as F
-from agreement import assert_backends_agree, assert_close, few, floating, gradients, normal, resets
 from hypothesis import given
 from hypothesis import strategies as st
 
+import scans
+from agreement import assert_backends_agree, assert_close, few, floating, gradients, normal, resets
 from seriatim.core import ragged
 from seriatim.core.errors import SeriatimError
 from seriatim.ops.short_conv import short_conv

@@ -2,10 +2,10 @@ from itertools import pairwise
 
 import pytest
 import torch
-from agreement import assert_backends_agree, assert_close, few, floating, gradients, normal, resets
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agreement import assert_backends_agree, assert_close, few, floating, gradients, normal, resets
 from seriatim.core.errors import SeriatimError
 from seriatim.ops.softmax_scan import SoftmaxState, init_softmax_state, softmax_scan
 

@@ -1,8 +1,14 @@
-"""The recurrences, one file each: the equation, a literal reference, a portable parallel path."""
+"""The recurrences, one file each: the equation, a literal reference, a portable parallel path.
 
+Importing it also installs the engine that does the steps of mixers where kernels are wanted.
+"""
+
+from seriatim.core.stepping import install
+from seriatim.kernels.cpu.step.engine import StepEngine
 from seriatim.ops.attention import attention
-from seriatim.ops.backend import backend
+from seriatim.ops.backend import backend, kernels_wanted
 from seriatim.ops.cell_scan import cell_scan
+from seriatim.ops.delta_scan import delta_scan
 from seriatim.ops.diagonal_scan import diagonal_scan
 from seriatim.ops.matrix_scan import matrix_scan
 from seriatim.ops.selective_scan import selective_scan
@@ -13,9 +19,12 @@ __all__ = [
     "attention",
     "backend",
     "cell_scan",
+    "delta_scan",
     "diagonal_scan",
     "matrix_scan",
     "selective_scan",
     "short_conv",
     "softmax_scan",
 ]
+
+install(StepEngine(kernels_wanted))

@@ -19,9 +19,11 @@ __all__ = [
     "append",
     "init_attention_state",
     "init_window_state",
+    "known_empty",
     "read_segment",
     "turn",
     "turn_one",
+    "visible_slots",
 ]
 
 
@@ -110,10 +112,13 @@ def turn(state: WindowState, k: Tensor, v: Tensor, segment: Segment) -> WindowSt
     fresh = (index >= 0) & (position >= 0)
     ended = None if segment.last is None else segment.last[:, None] > 0
 
+    rows = index.clamp(min=0) + k.size(1) * torch.arange(k.size(0), device=last.device)[:, None]
+
     def choose(old: Tensor, new: Tensor) -> Tensor:
-        rows = index.clamp(min=0)[..., None, None].expand(-1, -1, *new.shape[2:])
+        # Whole tokens are copied: a gather of single numbers takes ten times as long.
+        chosen = new.to(old.dtype).flatten(0, 1).index_select(0, rows.flatten()).view(old.shape)
         kept = old if ended is None else old.masked_fill(ended[..., None, None], 0)
-        return torch.where(fresh[..., None, None], new.to(old.dtype).gather(1, rows), kept)
+        return torch.where(fresh[..., None, None], chosen, kept)
 
     kept = state.position if ended is None else state.position.masked_fill(ended, -1)
     position = torch.where(fresh, position, kept)
@@ -135,6 +140,22 @@ def turn_one(state: WindowState, k: Tensor, v: Tensor, reset: Tensor | None) -> 
         torch.where(here, length[:, None], position),
         length + 1,
     )
+
+
+def known_empty(state: AttentionState | WindowState) -> bool:
+    """Whether no slot is in use, where that can be read at no cost: a fresh state is most of training."""
+    if torch.compiler.is_compiling() or state.position.device.type != "cpu":
+        return state.position.size(1) == 0
+    return not bool((state.position >= 0).any())
+
+
+def visible_slots(state: AttentionState | WindowState, window: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    """The keys and values carried, and before which of the next tokens each slot is seen, (B, slots) int64."""
+    if known_empty(state):
+        return state.keys[:, :0], state.values[:, :0], state.position[:, :0]
+    behind = state.position - state.length[:, None]
+    until = torch.full_like(behind, torch.iinfo(torch.int64).max) if window is None else behind + window
+    return state.keys, state.values, until.masked_fill(state.position < 0, 0)
 
 
 def _empty(

@@ -10,9 +10,11 @@ Dimensions: H heads, T time, B batch, D head dim, G gates. x (H, B, G*D), states
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from seriatim.core.errors import SeriatimError
@@ -79,6 +81,49 @@ def _retreat_gru(after: States, before: States, kept: States, grads: States) -> 
     return torch.cat([d_gates, d_new], -1), torch.cat([d_gates, d_new * r], -1), through, ()
 
 
+def _advance_slstm(
+    log_gate: Callable[[Tensor], Tensor], x: Tensor, before: States, weight: Tensor, bias: Tensor | None
+) -> tuple[States, States]:
+    log_input, f, z, o = _product(x, bias, before[0], weight).chunk(4, -1)
+    z, o, log_forget = z.tanh(), o.sigmoid(), log_gate(f)
+    last = before[3].masked_fill(before[2] == 0, float("-inf"))
+    log_kept = log_forget + last
+    stabiliser = torch.maximum(log_input, log_kept)
+    finite = stabiliser.clamp(min=torch.finfo(x.dtype).min)  # never (-inf) - (-inf)
+    # The stabiliser is taken off the last one first, so that what rounding took from their sum is not lost.
+    i, forget = (log_input - finite).exp(), (log_forget + (last - finite)).exp()
+    cell, normaliser = torch.addcmul(forget * before[1], i, z), torch.addcmul(i, forget, before[2])
+    hidden = o * cell / _not_zero(normaliser)
+    # Which of the two the maximum was; as autograd has it, both by half where they are equal.
+    newest = (log_input > log_kept) + 0.5 * (log_input == log_kept)
+    return (hidden, cell, normaliser, stabiliser), (i, f, forget, z, o, newest)
+
+
+def _retreat_slstm(
+    log_gate_slope: Callable[[Tensor, Tensor], Tensor], after: States, before: States, kept: States, grads: States
+) -> Gradients:
+    i, f, forget, z, o, newest = kept
+    d_hidden, d_cell, d_normaliser, d_stabiliser = grads
+    divisor = _not_zero(after[2])
+    mean = after[1] / divisor
+    shown = d_hidden * o / divisor
+    d_cell, d_normaliser = d_cell + shown, torch.addcmul(d_normaliser, shown, mean, value=-1)
+    d_input = i * torch.addcmul(d_normaliser, d_cell, z)
+    d_kept = forget * torch.addcmul(d_cell * before[1], d_normaliser, before[2])
+    # 0 where the gradients come from outputs alone: no output depends on the stabiliser.
+    gauge = d_stabiliser - d_input - d_kept
+    newest_gauge = gauge * newest
+    d_kept = d_kept + (gauge - newest_gauge)
+    d_z, d_o = _tanh_backward(d_cell * i, z), _sigmoid_backward(d_hidden * mean, o)
+    d = torch.cat([d_input + newest_gauge, log_gate_slope(d_kept, f), d_z, d_o], -1)
+    return d, d, None, (d_cell * forget, d_normaliser * forget, d_kept.masked_fill(before[2] == 0, 0))
+
+
+def _not_zero(normaliser: Tensor) -> Tensor:
+    """1 where nothing was read: there the cell is 0, and 0 / 1 is what is shown."""
+    return normaliser.masked_fill(normaliser == 0, 1)
+
+
 def _product(x: Tensor | None, bias: Tensor | None, hidden: Tensor, weight: Tensor) -> Tensor:
     """hidden @ weight + bias + x. bias (H, 1, G*D)."""
     added = x if bias is None else bias if x is None else x + bias
@@ -89,6 +134,13 @@ CELLS = {
     "elman": Cell(1, 1, _advance_elman, _retreat_elman),
     "lstm": Cell(4, 2, _advance_lstm, _retreat_lstm),
     "gru": Cell(3, 1, _advance_gru, _retreat_gru),
+    "slstm": Cell(
+        4,
+        4,
+        partial(_advance_slstm, F.logsigmoid),
+        partial(_retreat_slstm, lambda d, f: d * (-f).sigmoid()),
+    ),
+    "slstm_exp": Cell(4, 4, partial(_advance_slstm, lambda f: f), partial(_retreat_slstm, lambda d, f: d)),
 }
 
 

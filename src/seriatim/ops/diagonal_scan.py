@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Inexact
 from torch import Tensor
 
+from seriatim.kernels.cpu.diagonal_scan import diagonal_scan as compiled
 from seriatim.ops.backend import choose
 from seriatim.ops.checks import check_reset, check_tensors
 from seriatim.ops.precision import cast, compute_dtype, full_precision
@@ -23,6 +24,7 @@ from seriatim.ops.precision import cast, compute_dtype, full_precision
 __all__ = ["diagonal_scan", "reference", "scan_in_place"]
 
 BLOCK = 16
+LEAST = 1 << 17  # numbers below which calling the compiled kernel for one token takes longer than it saves
 
 
 def diagonal_scan(
@@ -60,7 +62,8 @@ def diagonal_scan(
     dtype = compute_dtype(a, b, state)
     wide_a, wide_b, state = cast(dtype, a, b, state)
     with full_precision(b.device):
-        scan = choose({"reference": reference, "torch": blocked}, b)
+        kernels = {"cpu": compiled} if b.size(1) > 1 or b.numel() >= LEAST else {}
+        scan = choose({"reference": reference, "torch": blocked, **kernels}, wide_b)
         h, state = scan(wide_a, wide_b, state=state, reset=reset)
     return (h if dtype.is_complex else h.to(b.dtype)), state
 

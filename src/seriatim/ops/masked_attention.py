@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seriatim.ops.caches import AttentionState, Segment, WindowState, append, read_segment, turn, turn_one
+from seriatim.ops.caches import AttentionState, Segment, WindowState, append, known_empty, read_segment, turn, turn_one
 
 __all__ = ["bidirectional", "full", "windowed"]
 
@@ -62,7 +62,7 @@ def windowed(
     places = _of_tokens(segment)
     if q.size(1) > max(window, _BLOCK):
         return _in_blocks(q, k, v, state, places, together=segment.document is None), after
-    if _known_empty(state):
+    if known_empty(state):
         if segment.document is None and q.size(1) <= window:
             return _attend(q, k, v, causal=True), after
         return _attend(q, k, v, _visible(places, places, window)), after
@@ -151,10 +151,3 @@ def _of_cache(state: AttentionState | WindowState) -> _Places:
 
 def _joined(first: _Places, second: _Places) -> _Places:
     return _Places(*(torch.cat(pair, 1) for pair in zip(first, second, strict=True)))
-
-
-def _known_empty(state: WindowState) -> bool:
-    """Whether no slot is in use, where that can be read at no cost: a fresh state is most of training."""
-    if torch.compiler.is_compiling() or state.position.device.type != "cpu":
-        return False
-    return not bool((state.position >= 0).any())

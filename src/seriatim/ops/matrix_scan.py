@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from seriatim.kernels.cpu.matrix_scan import matrix_scan as compiled
 from seriatim.ops.backend import choose
 from seriatim.ops.checks import check_reset, check_tensors
 from seriatim.ops.precision import cast, compute_dtype, full_precision
@@ -67,7 +68,9 @@ def matrix_scan(
     arguments = cast(compute_dtype(q, k, v, log_decay, state), q, k, v, log_decay)
     state = None if state is None else state.to(arguments[0].dtype)
     with full_precision(q.device):
-        scan = choose({"reference": reference, "torch": chunked}, q)
+        # One token is a few calls of PyTorch, which are no slower than the launch of a kernel.
+        kernels = {"cpu": compiled} if q.size(1) != 1 else {}
+        scan = choose({"reference": reference, "torch": chunked, **kernels}, arguments[0])
         o, state = scan(*arguments, scale=scale, state=state, reset=reset)
     return o.to(v.dtype), state
 

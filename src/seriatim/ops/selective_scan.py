@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from seriatim.kernels.cpu.selective_scan import selective_scan as compiled
 from seriatim.ops.backend import choose
 from seriatim.ops.checks import check_reset, check_tensors
 from seriatim.ops.diagonal_scan import BLOCK, blocked, scan_in_place
@@ -26,6 +27,7 @@ __all__ = ["reference", "selective_scan"]
 
 CHUNK_ELEMENTS = {"cpu": 1 << 19}  # of the states of a chunk: what a core's cache holds
 CHUNK_ELEMENTS_ELSEWHERE = 1 << 24  # enough to keep a large device busy
+LEAST = 1 << 15  # state values below which calling the compiled kernel for one token takes longer than it saves
 
 
 def selective_scan(
@@ -70,7 +72,8 @@ def selective_scan(
     check_reset(reset, x)
     arguments = cast(compute_dtype(x, delta, A, B, C, D, state), x, delta, A, B, C, D, state)
     with full_precision(x.device):
-        scan = choose({"reference": reference, "torch": chunked}, x)
+        kernels = {"cpu": compiled} if x.size(1) > 1 or x.size(0) * A.numel() >= LEAST else {}
+        scan = choose({"reference": reference, "torch": chunked, **kernels}, arguments[0])
         y, state = scan(*arguments[:-1], state=arguments[-1], reset=reset)
     return y.to(x.dtype), state
 

@@ -12,11 +12,14 @@ from torch import Tensor
 
 from seriatim.core import ragged
 from seriatim.core.errors import SeriatimError
+from seriatim.kernels.cpu.short_conv import short_conv as compiled
 from seriatim.ops.backend import choose
 from seriatim.ops.checks import check_lengths, check_reset, check_tensors
 from seriatim.ops.precision import cast, compute_dtype, full_precision
 
 __all__ = ["reference", "short_conv"]
+
+LEAST = 1 << 15  # numbers below which calling the compiled kernel takes longer than it saves
 
 
 def short_conv(
@@ -53,7 +56,8 @@ def short_conv(
     check_lengths(lengths, x)
     arguments = cast(compute_dtype(x, weight, bias, state), x, weight, bias, state)
     with full_precision(x.device):
-        convolve = choose({"reference": reference, "torch": sum_of_taps}, x)
+        kernels = {"cpu": compiled} if x.numel() >= LEAST else {}
+        convolve = choose({"reference": reference, "torch": sum_of_taps, **kernels}, arguments[0])
         y, state = convolve(*arguments[:-1], state=arguments[-1], reset=reset, lengths=lengths)
     return y.to(x.dtype), state
 

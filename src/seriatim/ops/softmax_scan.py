@@ -15,6 +15,7 @@ from torch import Tensor
 
 from seriatim.core.errors import SeriatimError
 from seriatim.core.mixer import state_dtype
+from seriatim.kernels.cpu.softmax_scan import softmax_scan as compiled
 from seriatim.ops.backend import choose
 from seriatim.ops.checks import check_reset, check_tensors
 from seriatim.ops.precision import compute_dtype, full_precision
@@ -63,8 +64,11 @@ def softmax_scan(
         SeriatimError: an argument has another shape or dtype than the above.
     """
     state = _checked(scores, values, state, reset)
+    wide = (z.to(state.total.dtype) for z in (scores, values))
     with full_precision(values.device):
-        return choose({"reference": reference, "torch": _parallel}, values)(scores, values, state=state, reset=reset)
+        run = choose({"reference": reference, "torch": _parallel, "cpu": compiled}, state.total)
+        out, state = run(*wide, state=state, reset=reset)
+    return out.to(values.dtype), state
 
 
 def reference(

@@ -16,7 +16,7 @@ few = settings(max_examples=25, deadline=None, derandomize=True, database=None)
 def normal(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
     """A random leaf that wants its gradient."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, dtype=torch.float64, generator=generator).to(dtype).requires_grad_()
+    return torch.randn(shape, dtype=torch.float64, generator=generator).to(dtype).requires_grad_()
 
 
 def resets(seed: int, batch: int, time: int, chance: float = 0.2) -> Tensor:

@@ -3,9 +3,9 @@
 from itertools import pairwise
 
 import torch
-from agreement import assert_backends_agree, assert_close, floating, gradients
 from torch.autograd.graph import saved_tensors_hooks
 
+from agreement import assert_backends_agree, assert_close, floating, gradients
 from seriatim.ops import backend
 
 CUTS = [1, 33, 0, 5, 32, 1, 28]  # 100 tokens, across chunks of 16, 32 and 64
