@@ -1,0 +1,191 @@
+"""What PyTorch sees of delta_scan's kernels: two operators, and the op on top of them.
+
+A chunk has 16 tokens: what is done inside it (scores, a triangular inverse) grows with its size, and products with the
+memory, K x V, are near the machine's peak with 16 rows already. With a decay for every key feature its tokens then need
+no division into blocks.
+
+Dimensions: B batch, T time, H heads, K key dim, V value dim.
+"""
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seriatim.kernels.cpu.caches import caches, largest_block
+from seriatim.kernels.cpu.launch import Kernel, rows
+from seriatim.kernels.cpu.memory import room
+from seriatim.kernels.cpu.operator import differentiable
+from seriatim.kernels.cpu.source.delta_layout import CHUNK, layout
+
+__all__ = ["columns", "delta_scan", "segment"]
+
+_CHUNKS = (1, 2, 4, 8, 16)  # between two states that are kept
+_COLUMNS = 16  # the fewest values that are worth a work item of their own
+_forward, _backward = Kernel("delta_scan", "forward"), Kernel("delta_scan", "backward")
+
+
+def delta_scan(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    log_decay: Tensor | None = None,
+    *,
+    scale: float = 1.0,
+    state: Tensor | None = None,
+    reset: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Shapes as in :func:`seriatim.ops.delta_scan.delta_scan`, all float32."""
+    inputs = (q, k, v, beta, log_decay, state)
+    learns = torch.is_grad_enabled() and any(z is not None and z.requires_grad for z in inputs)
+    if log_decay is not None and log_decay.dim() == 3:
+        log_decay = log_decay.unsqueeze(-1)
+    o, last, _ = forward(q, k, v, beta, log_decay, state, reset, scale, learns)
+    return o, last
+
+
+def segment(keys: int, values: int) -> int:
+    """How many chunks there are between two states that are kept for the backward pass.
+
+    It computes so many chunks again before it goes through them backwards; what they leave fits the second level cache.
+    """
+    return largest_block(lambda chunks: 4 * layout(keys, values, chunks, True)[-1], caches().second, _CHUNKS)
+
+
+def columns(items: int, values: int, threads: int) -> int:
+    """How many value columns a work item has. Where rows and heads are fewer than threads, they are divided."""
+    parts = max(1, min(threads // max(items, 1), values // _COLUMNS))
+    return min(values, -(-values // parts // _COLUMNS) * _COLUMNS)
+
+
+@cache
+def _layout(keys: int, values: int, chunks: int, gradients: bool) -> tuple[Tensor, int]:
+    """The layout of a thread's memory as a kernel reads it, and how many float32 it takes."""
+    places = layout(keys, values, chunks, gradients)
+    return torch.tensor(places), places[-1]
+
+
+@torch.library.custom_op("seriatim::cpu_delta_scan", mutates_args=())
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    log_decay: Tensor | None,
+    state: Tensor | None,
+    reset: Tensor | None,
+    scale: float,
+    learns: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """o (B, T, H, V), the last state (B, H, K, V), and if it `learns` the states before every segment of time."""
+    (batch, _, heads, keys), values = q.shape, v.size(3)
+    o, last, starts = (room(q, *shape) for shape in _shapes(q, v, learns))
+    if not o.numel() or not keys:
+        if state is not None:
+            last.copy_(state)
+        else:
+            last.zero_()
+        return o.zero_(), last, starts.zero_()
+    width = columns(batch * heads, values, torch.get_num_threads())
+    places, scratch = _layout(keys, width, 1, False)
+    inputs = [rows(z) for z in (q, k, v, beta, log_decay, reset, state)]
+    items = batch * heads * -(-values // width)
+    _forward(items, *inputs, scale, width, segment(keys, values), places, o, last, starts, scratch=scratch)
+    return o, last, starts
+
+
+@torch.library.custom_op("seriatim::cpu_delta_scan_backward", mutates_args=())
+def backward(
+    grad_o: Tensor,
+    grad_last: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    log_decay: Tensor | None,
+    reset: Tensor | None,
+    starts: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of q, k, v, beta, log_decay (empty if there is none) and state."""
+    (batch, _, heads, keys), values = q.shape, v.size(3)
+    width = columns(batch * heads, values, torch.get_num_threads())
+    parts, chunks = -(-values // max(width, 1)), segment(keys, values)
+    like = (q, k, beta, log_decay)
+    grads = [None if z is None else room(q, parts, *z.shape) for z in like]
+    grad_v, grad_state = room(q, *v.shape), q.new_empty(batch, heads, keys, values)
+    if v.numel() and keys:
+        places, scratch = _layout(keys, width, chunks, True)
+        inputs = [rows(z) for z in (grad_o, grad_last, q, k, v, beta, log_decay, reset, starts)]
+        outputs = (grads[0], grads[1], grad_v, grads[2], grads[3], grad_state)
+        _backward(batch * heads * parts, *inputs, scale, width, chunks, places, *outputs, scratch=scratch)
+    else:
+        for z in (grad_v, *grads):
+            if z is not None:
+                z.zero_()
+        grad_state.zero_() if grad_last is None else grad_state.copy_(grad_last)
+    found = [q.new_empty(0) if z is None else z[0] if parts == 1 else z.sum(0) for z in grads]
+    return found[0], found[1], grad_v, found[2], found[3], grad_state
+
+
+def _shapes(q: Tensor, v: Tensor, learns: bool) -> tuple[tuple[int, ...], ...]:
+    """Of what `forward` returns."""
+    (batch, time, heads, keys), values = q.shape, v.size(3)
+    count = -(-time // (CHUNK * segment(keys, values)))
+    starts = (batch, heads, count, keys, values) if learns else (0, 0, 0, 0, 0)
+    return tuple(v.shape), (batch, heads, keys, values), starts
+
+
+@forward.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    log_decay: Any,
+    state: Any,
+    reset: Any,
+    scale: float,
+    learns: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    o, last, starts = (q.new_empty(shape) for shape in _shapes(q, v, learns))
+    return o, last, starts
+
+
+@backward.register_fake
+def _(
+    grad_o: Tensor,
+    grad_last: Any,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    log_decay: Any,
+    reset: Any,
+    starts: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    grads = [q.new_empty(0 if z is None else z.shape) for z in (q, k, v, beta, log_decay)]
+    state = q.new_empty(q.size(0), q.size(2), q.size(3), v.size(3))
+    return (*grads, state)  # type: ignore[return-value]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    q, k, v, beta, log_decay, state, reset, scale, _ = inputs
+    ctx.save_for_backward(q, k, v, beta, log_decay, reset, output[2])
+    ctx.scale, ctx.started = scale, state is not None
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx: Any, grad_o: Tensor | None, grad_last: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+    q, k, v, beta, log_decay, reset, starts = ctx.saved_tensors
+    if grad_o is None:
+        grad_o = torch.zeros_like(v)
+    *grads, grad_decay, grad_state = backward(grad_o, grad_last, q, k, v, beta, log_decay, reset, starts, ctx.scale)
+    decay = None if log_decay is None else grad_decay
+    return *grads, decay, grad_state if ctx.started else None, None, None, None
+
+
+differentiable(forward, _save, _gradients)
