@@ -16,7 +16,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Collected", "add_loss", "collect", "tap"]
+__all__ = ["Collected", "add_loss", "collect", "is_collecting", "tap"]
 
 
 class Collected:
@@ -53,6 +53,11 @@ def collect(model: nn.Module, pattern: str = "*") -> Iterator[Collected]:
         yield found
     finally:
         _collecting.remove(found)
+
+
+def is_collecting() -> bool:
+    """Whether anybody does."""
+    return bool(_collecting)
 
 
 def tap(module: nn.Module, name: str, value: Tensor) -> None:

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seriatim.core.errors import check_one_of, check_positive
+from seriatim.nn.pointwise import swiglu
 
 __all__ = ["FEED_FORWARDS", "GatedFeedForward", "PlainFeedForward", "build_feed_forward"]
 
@@ -20,8 +21,7 @@ class GatedFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) to (..., dim)."""
-        gate, up = self.inner(x).chunk(2, -1)
-        return self.out(F.silu(gate) * up)
+        return self.out(swiglu(self.inner(x)))
 
 
 class PlainFeedForward(nn.Module):

@@ -4,10 +4,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seriatim.core.errors import check_one_of
+from seriatim.kernels.cpu.pointwise import rms_norm
+from seriatim.nn.pointwise import SMALL
+from seriatim.ops.backend import choose
 
 __all__ = ["NORMS", "RMSNorm", "build_norm"]
 
 NORMS = ("rms", "layer")
+EPSILON = 1e-5
 
 
 class RMSNorm(nn.RMSNorm):
@@ -17,11 +21,17 @@ class RMSNorm(nn.RMSNorm):
     """
 
     def __init__(self, dim: int):
-        super().__init__(dim, eps=1e-5)
+        super().__init__(dim, eps=EPSILON)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) to (..., dim)."""
-        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+        if x.numel() >= SMALL and x.dtype == self.weight.dtype:
+            return choose({"reference": _rms_norm, "torch": _rms_norm, "cpu": rms_norm}, x)(x, self.weight, EPSILON)
+        return _rms_norm(x, self.weight.to(x.dtype), EPSILON)
+
+
+def _rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    return F.rms_norm(x, weight.shape, weight, epsilon)
 
 
 def build_norm(name: str, dim: int) -> nn.Module:

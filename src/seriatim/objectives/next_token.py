@@ -7,11 +7,11 @@ over the N targets that are not -100; L_i are the auxiliary losses that the mode
 
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seriatim.core import taps
 from seriatim.core.state import State
+from seriatim.nn.cross_entropy import cross_entropy
 
 __all__ = ["next_token"]
 
@@ -30,6 +30,6 @@ def next_token(model: nn.Module, batch: Any, state: State | None = None) -> tupl
     """
     with taps.collect(model, pattern="") as found:
         logits, state = model(batch.tokens, state, reset=batch.reset)
-    nats = F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=-100, reduction="sum")
+    nats = cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten())
     targets = (batch.targets != -100).sum().clamp(min=1)
     return nats / targets + found.loss(), state

@@ -11,10 +11,10 @@ from math import log
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from seriatim.core.errors import SeriatimError
+from seriatim.nn.cross_entropy import cross_entropy
 
 __all__ = ["EvaluationBatches", "evaluate"]
 
@@ -58,8 +58,7 @@ def evaluate(model: nn.Module, batches: EvaluationBatches, carry: bool | None = 
         for tokens, target, reset in batches:
             logits, after = model(tokens.to(device), state, reset=None if reset is None else reset.to(device))
             state = after if carry else None
-            flat = target.to(device).flatten()
-            nats += F.cross_entropy(logits.flatten(0, 1).float(), flat, ignore_index=-100, reduction="sum").double()
+            nats += cross_entropy(logits.flatten(0, 1).float(), target.to(device).flatten()).double()
             targets += int((target != -100).sum())
     finally:
         model.train(training)

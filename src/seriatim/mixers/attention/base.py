@@ -6,9 +6,9 @@ from torch import Tensor, nn
 from seriatim import ops
 from seriatim.core import ragged
 from seriatim.core.errors import SeriatimError, check_divisible, check_positive
-from seriatim.core.mixer import Mixer
+from seriatim.core.mixer import Mixer, state_dtype
 from seriatim.core.state import State
-from seriatim.nn.rotary import rotate
+from seriatim.nn.rotary import rotate, turns
 
 __all__ = ["AttentionMixer", "reference_attention"]
 
@@ -41,7 +41,8 @@ class AttentionMixer(Mixer):
         q = self.query(x).unflatten(-1, (self.heads, self.head_dim))
         k, v = self.key_value(x).unflatten(-1, (2, self.groups, self.head_dim)).unbind(2)
         positions = ragged.positions(reset, state.length, x.size(1))
-        q, k = rotate(q, positions, self.rotary_base), rotate(k, positions, self.rotary_base)
+        angles = turns(positions, self.head_dim, self.rotary_base, state_dtype(x.dtype))
+        q, k = rotate(q, angles), rotate(k, angles)
         o, state = ops.attention(q, k, v, window=self.window, state=state, reset=reset, lengths=lengths)
         return self.out(o.flatten(-2)), state
 

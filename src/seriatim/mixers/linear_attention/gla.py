@@ -8,6 +8,7 @@ from seriatim.core.errors import check_divisible, check_positive, check_size
 from seriatim.core.mixer import state_dtype
 from seriatim.mixers.linear_attention.base import MatrixInputs, MatrixMixer
 from seriatim.nn.norms import RMSNorm
+from seriatim.nn.pointwise import gated
 
 __all__ = ["GLA"]
 
@@ -61,7 +62,7 @@ class GLA(MatrixMixer):
         return MatrixInputs(q, k, v, log_decay)
 
     def readout(self, x: Tensor, o: Tensor) -> Tensor:
-        return self.out(self.norm(o).flatten(-2) * F.silu(self.out_gate(x)))
+        return self.out(gated(self.norm(o).flatten(-2), self.out_gate(x)))
 
 
 def reference(m: GLA, x: Tensor) -> Tensor:

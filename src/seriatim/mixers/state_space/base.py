@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from seriatim import ops
 from seriatim.core import ragged
 from seriatim.core.mixer import Mixer, state_dtype
+from seriatim.nn.pointwise import silu
 from seriatim.nn.short_conv import ShortConv
 
 __all__ = ["SelectiveInputs", "SelectiveMixer", "SelectiveState"]
@@ -65,7 +66,7 @@ class SelectiveMixer(Mixer):
     ) -> tuple[Tensor, SelectiveState]:
         u, gate = self.project(x)
         u, tail = self.conv(u, state.tail, reset, lengths)
-        u = torch.nn.functional.silu(u)
+        u = silu(u)
         delta, B, C = self.select(u)
         if lengths is not None:  # a step of length 0 changes nothing
             delta = ragged.mask(delta, ragged.real_tokens(lengths, x.size(1)))

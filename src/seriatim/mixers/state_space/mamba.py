@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from seriatim.core.errors import check_size
 from seriatim.core.mixer import state_dtype
 from seriatim.mixers.state_space.base import SelectiveInputs, SelectiveMixer
+from seriatim.nn.pointwise import gated
 from seriatim.nn.short_conv import ShortConv
 
 __all__ = ["Mamba"]
@@ -74,7 +75,7 @@ class Mamba(SelectiveMixer):
         return SelectiveInputs(F.softplus(delta.to(state_dtype(delta.dtype))), B, C)
 
     def readout(self, y: Tensor, gate: Tensor) -> Tensor:
-        return self.out_proj(y * F.silu(gate))
+        return self.out_proj(gated(y, gate))
 
 
 def reference(m: Mamba, x: Tensor) -> Tensor:
