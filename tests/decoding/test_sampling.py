@@ -148,3 +148,13 @@ def test_logits_that_are_not_finite_are_refused(bad):
         Sampler()(logits)
     with pytest.raises(SeriatimError, match="top_p is 0"):
         sampling.top_p(logits, 0)
+
+
+def test_a_draw_is_that_of_torch_multinomial():
+    ours, theirs = (torch.Generator().manual_seed(5) for _ in range(2))
+    for batch in (1, 2, 7):
+        logits = 3 * torch.randn(batch, 257)
+        logits[:, 9:40] = -math.inf
+        wanted = torch.multinomial(logits.softmax(-1), 1, generator=theirs).squeeze(-1)
+        assert torch.equal(sampling.draw(logits, ours), wanted)
+    assert torch.equal(ours.get_state(), theirs.get_state())

@@ -1,6 +1,7 @@
 """The contract: (state, segment) -> (outputs, state)."""
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from seriatim.core import ragged
 from seriatim.core.errors import SeriatimError
 from seriatim.core.state import State, leaves
+from seriatim.core.stepping import with_engine
 
 __all__ = ["Mixer", "state_dtype"]
 
@@ -29,6 +31,11 @@ class Mixer(nn.Module, ABC):
     constant_state: bool = True
     reads_tokens: bool = False
     dim: int
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "step" in vars(cls):
+            cls.step = with_engine(cls.step)  # type: ignore[method-assign]
 
     @abstractmethod
     def init_state(self, batch: int) -> State:
@@ -65,6 +72,7 @@ class Mixer(nn.Module, ABC):
         state = self.init_state(x.size(0)) if state is None else state
         return self.mix(x, state, reset, lengths)
 
+    @with_engine
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Reads one token, x (B, dim), or (B,) ids for a model. Equal to `forward` on a segment of length 1."""
         if not self.causal:

@@ -16,6 +16,7 @@ from seriatim.decoding.session import Session
 
 __all__ = ["SEGMENT", "Generation", "Tokens", "generate"]
 
+MOST_UNSETTLED = 256  # tokens written before they are put among those seen
 SEGMENT = 1024  # tokens of a prompt read at once: reading takes the memory of one segment, however long the prompt
 
 
@@ -71,10 +72,22 @@ def generate(
     return Generation(model, session, tokens, sampler or Sampler(), generator, begin, stops)
 
 
+class _Moment(NamedTuple):
+    """A session between two tokens, with what makes the next one quick to come to."""
+
+    state: states.State
+    pending: Tensor  # (B,)
+    active: Tensor  # (B,) bool
+    last: list[int]  # the pending tokens
+    running: bool  # whether all rows are active
+    seen: Tensor  # (B, vocab) bool, without what was written since
+    written: list[Tensor]  # the tokens written since, (B,) each, of which the first `unsettled` belong to this moment
+    unsettled: int
+    generator: Tensor
+
+
 class Generation(Iterator[Tokens]):
     """Iterates over `Tokens`. After each, `session` is what to save in order to go on from there."""
-
-    session: Session
 
     def __init__(
         self,
@@ -86,28 +99,60 @@ class Generation(Iterator[Tokens]):
         begin: int | None,
         stops: Sequence[int],
     ):
-        self.session = session
+        state, pending, active, seen, drawn = session
+        self._now = _Moment(state, pending, active, pending.tolist(), all(active.tolist()), seen, [], 0, drawn)
         self._model, self._sampler, self._generator, self._begin = model, sampler, generator, begin
-        self._stops = session.pending.new_tensor(stops)
+        self._stops = frozenset(stops)
         self._left = tokens
 
-    @torch.no_grad()
+    @property
+    def session(self) -> Session:
+        """The session after the last token."""
+        now = self._settled(self._now)
+        return Session(now.state, now.pending, now.active, now.seen, now.generator)
+
     def __next__(self) -> Tokens:
-        state, pending, active, seen, _ = self.session
-        if self._left == 0 or not bool(active.any()):
+        with torch.no_grad():
+            return self._write()
+
+    def _write(self) -> Tokens:
+        now = self._now
+        if self._left == 0 or not (now.running or bool(now.active.any())) or not now.last:
             raise StopIteration
-        logits, new = self._model.step(pending, _forget(self._model, state, pending, self._begin))
-        ids = torch.where(active, self._sampler(logits, seen, self._generator), pending)
+        if self._sampler.repetition_penalty != 1 or now.unsettled == MOST_UNSETTLED:
+            now = self._settled(now)
+        state = now.state if self._begin is None else _forget(self._model, now, self._begin)
+        logits, new = self._model.step(now.pending, state)
+        ids = self._sampler(logits, now.seen, self._generator)
+        if not now.running:
+            ids, new = torch.where(now.active, ids, now.pending), states.where(now.active, new, now.state)
+        last, active = ids.tolist(), now.active
+        if not self._stops.isdisjoint(last):
+            active = active & torch.tensor([z not in self._stops for z in last], device=active.device)
+        now.written[now.unsettled :] = [ids]
         # One assignment, so that whoever interrupts finds the session before this token or after it.
-        self.session = Session(
-            state=new if bool(active.all()) else states.where(active, new, state),
+        self._now = _Moment(
+            state=new,
             pending=ids,
-            active=active & ~torch.isin(ids, self._stops),
-            seen=seen.scatter(1, ids[:, None], True),
-            generator=_generator_state(self._generator),
+            active=active,
+            last=last,
+            running=now.running if active is now.active else False,
+            seen=now.seen,
+            written=now.written,
+            unsettled=now.unsettled + 1,
+            generator=now.generator if self._generator is None else _generator_state(self._generator),
         )
         self._left -= 1
-        return Tokens(ids, active)
+        return Tokens(ids, now.active)
+
+    @torch.no_grad()
+    def _settled(self, now: _Moment) -> _Moment:
+        """The same moment, what was written among what was seen."""
+        if now.unsettled:
+            seen = now.seen.scatter(1, torch.stack(now.written[: now.unsettled], 1), True)
+            now = now._replace(seen=seen, written=[], unsettled=0)
+            self._now = now
+        return now
 
 
 @torch.no_grad()
@@ -157,11 +202,11 @@ def _begun(row: Tensor, begin: int | None) -> Tensor:
     return torch.cat([row.new_tensor([begin]), row])
 
 
-def _forget(model: Mixer, state: states.State, pending: Tensor, begin: int | None) -> states.State:
-    """The state with which `pending` is read: a new one where a document begins."""
-    if begin is None or not bool((pending == begin).any()):
-        return state
-    return states.where(pending == begin, model.init_state(len(pending)), state)
+def _forget(model: Mixer, now: _Moment, begin: int) -> states.State:
+    """The state with which the pending tokens are read: a new one where a document begins."""
+    if begin not in now.last:
+        return now.state
+    return states.where(now.pending == begin, model.init_state(len(now.last)), now.state)
 
 
 def _vocabulary(model: Mixer, state: states.State, batch: int, device: torch.device) -> int:

@@ -1,6 +1,7 @@
 """How the next token is chosen, as one settings object. Importing it does not import torch."""
 
 from dataclasses import dataclass
+from math import isfinite
 from typing import TYPE_CHECKING
 
 from seriatim.core.errors import SeriatimError, check_positive
@@ -62,7 +63,8 @@ class Sampler:
             logits = sampling.repetition_penalty(logits, seen, self.repetition_penalty)
         if self.temperature < 1e-30:  # below it float32 logits divided by it would overflow
             return sampling.greedy(logits)
-        logits = sampling.temperature(logits, self.temperature)
+        if self.temperature != 1:
+            logits = sampling.temperature(logits, self.temperature)
         if self.top_k:
             logits = sampling.top_k(logits, self.top_k)
         if self.top_p < 1:
@@ -73,7 +75,8 @@ class Sampler:
 
 
 def _check_finite(logits: "Tensor") -> None:
-    wrong = ~logits.amax(-1).isfinite()
-    if bool(wrong.any()):
-        row = int(wrong.nonzero()[0, 0])
-        raise SeriatimError(f"logits of row {row} are not finite; the model's weights or state hold NaN or infinity")
+    for row, largest in enumerate(logits.amax(-1).tolist()):
+        if not isfinite(largest):
+            raise SeriatimError(
+                f"logits of row {row} are not finite; the model's weights or state hold NaN or infinity"
+            )

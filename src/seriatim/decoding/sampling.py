@@ -22,9 +22,14 @@ def greedy(logits: Float[Tensor, "B vocab"]) -> Int[Tensor, " B"]:
 
 
 def draw(logits: Float[Tensor, "B vocab"], generator: torch.Generator | None = None) -> Int[Tensor, " B"]:
-    """One token of each row from softmax(logits), on the generator's device."""
+    """One token of each row from softmax(logits), on the generator's device.
+
+    The token that comes first where each waits for an exponential time at the rate of its probability: what
+    `torch.multinomial` does, without its checks.
+    """
     logits = logits if generator is None else logits.to(generator.device)
-    return torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(-1)
+    waits = torch.empty_like(logits).exponential_(generator=generator)
+    return (logits.softmax(-1) / waits).argmax(-1)
 
 
 def temperature(logits: Float[Tensor, "B vocab"], value: float) -> Float[Tensor, "B vocab"]:

@@ -1,0 +1,56 @@
+"""The place for an engine that does a mixer's step faster than the step itself.
+
+The step that a mixer writes says what one token does. An engine, which a layer above core installs, may record it once
+and from then on do the same without PyTorch's calls. It answers only where nobody could tell the difference; where it
+does not, the step runs as it is written.
+"""
+
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import torch
+
+__all__ = ["Engine", "Step", "install", "is_recording", "recording", "with_engine"]
+
+Step: TypeAlias = Callable[[Any, Any, Any], tuple[Any, Any]]  # (mixer, x, state) -> (y, state)
+Engine: TypeAlias = Callable[[Step, Any, Any, Any], tuple[Any, Any] | None]  # (step, mixer, x, state); None: no answer
+
+_engines: list[Engine] = []
+_recorders: set[int] = set()  # the threads that record a step
+
+
+def install(engine: Engine) -> None:
+    """Makes `engine` the one that is asked before a step runs."""
+    _engines[:] = [engine]
+
+
+def with_engine(step: Step) -> Step:
+    """The step, for which an engine is asked first where no gradient is wanted."""
+
+    @functools.wraps(step)
+    def asked(self: Any, x: Any, state: Any) -> tuple[Any, Any]:
+        if _engines and not torch.compiler.is_compiling() and not torch.is_grad_enabled() and not is_recording():
+            found = _engines[0](step, self, x, state)
+            if found is not None:
+                return found
+        return step(self, x, state)
+
+    return asked
+
+
+@contextmanager
+def recording() -> Iterator[None]:
+    """Inside this block steps of this thread run as they are written, and ops by PyTorch."""
+    _recorders.add(threading.get_ident())
+    try:
+        yield
+    finally:
+        _recorders.discard(threading.get_ident())
+
+
+def is_recording() -> bool:
+    """Whether this thread is inside `recording`."""
+    return bool(_recorders) and threading.get_ident() in _recorders
