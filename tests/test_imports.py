@@ -22,9 +22,9 @@ LAYERS = [
 ]
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 ONLY = {  # narrower than their level
-    "objectives": {"core"},
+    "objectives": {"core", "nn"},
     "decoding": {"core"},
-    "train": {"core"},
+    "train": {"core", "nn"},
     "data": {"core"},
     "tasks": {"core"},
     "testing": {"core", "ops"},

@@ -2,6 +2,7 @@
 
 import faulty_making
 import faulty_reading
+import faulty_single
 import pytest
 import torch
 from toy_mixers import reference
@@ -9,7 +10,7 @@ from toy_mixers import reference
 from seriatim.testing import CHECKS, ConformanceError, check_mixer
 
 DIM = 4
-FAULTS = faulty_reading.FAULTS | faulty_making.FAULTS
+FAULTS = faulty_reading.FAULTS | faulty_making.FAULTS | faulty_single.FAULTS
 
 
 @pytest.mark.parametrize("faulty", FAULTS, ids=lambda cls: cls.__name__)

@@ -9,7 +9,7 @@ import torch
 
 from seriatim.core.errors import SeriatimError, nearest
 from seriatim.core.mixer import Mixer
-from seriatim.testing import copies, equation, forms, graphs, inputs, numerics, ragged, states
+from seriatim.testing import copies, equation, forms, graphs, inputs, numerics, ragged, single, states
 from seriatim.testing.report import ConformanceError, Report, explain, summary
 from seriatim.testing.subject import Check, Reference, Subject
 
@@ -17,7 +17,7 @@ __all__ = ["CHECKS", "check_mixer"]
 
 CHECKS: dict[str, Check] = {
     found.name: found
-    for module in (equation, forms, ragged, states, inputs, numerics, copies, graphs)
+    for module in (equation, forms, ragged, states, inputs, numerics, single, copies, graphs)
     for found in vars(module).values()
     if isinstance(found, Check)
 }

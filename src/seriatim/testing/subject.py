@@ -4,7 +4,7 @@ Dimensions: B batch, T time.
 """
 
 from collections.abc import Callable, Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from functools import update_wrapper
 from typing import Any, cast
@@ -35,26 +35,28 @@ class Subject:
     def __init__(self, given: Mixer, reference: Reference | None = None, jitter: float = 0.1):
         self.given = given
         self.reference = reference
+        self.dtype = torch.float64
         self.mixer = self.copy(torch.float64)
         _jitter(self.mixer, jitter)
 
     def copy(self, dtype: torch.dtype) -> Mixer:
         """A copy with the given parameters in `dtype` (complex ones in its complex partner), in evaluation mode."""
-        mixer = deepcopy(self.given).eval()
-        mixer = {torch.float64: mixer.double, torch.float32: mixer.float, torch.bfloat16: mixer.bfloat16}[dtype]()
-        for tensor in [*mixer.parameters(), *mixer.buffers()]:
-            if tensor.is_complex():
-                tensor.data = tensor.data.to(torch.complex128 if dtype == torch.float64 else torch.complex64)
-        return mixer
+        return _in_dtype(deepcopy(self.given).eval(), dtype)
 
-    def input(self, batch: int, time: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    def single(self) -> "Subject":
+        """The same subject, its mixer with the same parameters in float32."""
+        subject = copy(self)
+        subject.dtype, subject.mixer = torch.float32, _in_dtype(deepcopy(self.mixer), torch.float32)
+        return subject
+
+    def input(self, batch: int, time: int, seed: int = 0, dtype: torch.dtype | None = None) -> Tensor:
         """Random features (B, T, dim), or token ids (B, T) for a model."""
         generator = torch.Generator().manual_seed(seed)
         if self.mixer.reads_tokens:
             vocab_size = cast(Any, self.mixer).vocab_size
             return torch.randint(vocab_size, (batch, time), generator=generator).to(self.device)
         x = torch.randn(batch, time, self.mixer.dim, generator=generator, dtype=torch.float64)
-        return x.to(self.device, dtype)
+        return x.to(self.device, dtype or self.dtype)
 
     def live_input(self, batch: int, time: int, seed: int = 0) -> Tensor:
         """The same, asking for a gradient where the input has one."""
@@ -157,6 +159,14 @@ class Check:
 def check(*needs: Need) -> Callable[[Callable[[Subject], None]], Check]:
     """Makes a function of a subject a check."""
     return lambda run: Check(run, needs)
+
+
+def _in_dtype(mixer: Mixer, dtype: torch.dtype) -> Mixer:
+    mixer = {torch.float64: mixer.double, torch.float32: mixer.float, torch.bfloat16: mixer.bfloat16}[dtype]()
+    for tensor in [*mixer.parameters(), *mixer.buffers()]:
+        if tensor.is_complex():
+            tensor.data = tensor.data.to(torch.complex128 if dtype == torch.float64 else torch.complex64)
+    return mixer
 
 
 def _jitter(mixer: Mixer, size: float) -> None:
