@@ -1,17 +1,25 @@
 # make demo: install into .venv and run the main job.  make test: the same for the tests.
+# test-portable: ops and mixers without compiled kernels.  test-fenced: kernels, any access out of bounds ending the process.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 export PYTHONUNBUFFERED := 1
 
-.PHONY: demo test check install install-dev clean
+.PHONY: demo test test-portable test-fenced check install install-dev clean
 
 demo: install
 	$(BIN)/seriatim demo --out runs/demo --overwrite
 
 test: install-dev
+	$(BIN)/seriatim warmup
 	$(BIN)/python -m pytest
+
+test-portable: install-dev
+	SERIATIM_BACKEND=torch $(BIN)/python -m pytest tests/ops tests/mixers tests/decoding tests/train
+
+test-fenced: install-dev
+	SERIATIM_GUARD=1 $(BIN)/python -m pytest tests/kernels -k "not long and not several_items"
 
 check: install-dev
 	$(BIN)/ruff check .

@@ -22,5 +22,7 @@ COMMANDS = (
     Command("train", "train a language model on a text, and keep it in a run folder", "seriatim.cli.train"),
     Command("generate", "write on from a prompt or from a saved state", "seriatim.cli.generate"),
     Command("evaluate", "measure a trained model on held-out text", "seriatim.cli.evaluate"),
+    Command("warmup", "compile the CPU kernels now, not at their first use", "seriatim.cli.warmup"),
+    Command("bench", "measure ours beside its peers, and against the machine's limits", "seriatim.cli.bench"),
     Command("info", "what is in a run folder", "seriatim.cli.info"),
 )

@@ -16,6 +16,7 @@ from seriatim.cli.demo.chart import draw_learning, draw_memory
 from seriatim.cli.demo.compressors import compressed_bits
 from seriatim.cli.demo.measure import read_growing, write
 from seriatim.cli.demo.report import comparison, write_report
+from seriatim.cli.processor import processor
 from seriatim.cli.training import train_language_model
 from seriatim.core.build import build, spec
 from seriatim.core.errors import SeriatimError, check_positive
@@ -213,16 +214,8 @@ def _described(corpus: Corpus, measured: EvaluationBatches) -> dict[str, int]:
 
 def _machine() -> dict[str, Any]:
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         "Python": platform.python_version(),
         "torch": torch.__version__,
     }
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as lines:
-            return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
