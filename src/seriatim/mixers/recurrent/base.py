@@ -42,20 +42,13 @@ class CellMixer(Mixer):
         return init_cell_state(self.cell, batch, self.heads, self.head_dim, like=self.recurrent)
 
     def mix(self, x: Tensor, state: State, reset: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, State]:
-        inputs = self.input(x).unflatten(-1, (self.gates, self.heads, self.head_dim))
+        parts = self.gates, self.heads, self.head_dim
+        if self.candidate_bias is None:  # the scan adds the bias: that spares a pass over all inputs
+            inputs, bias = F.linear(x, self.input.weight), self.input.bias.view(parts)
+        else:
+            inputs = self.input(x)
+            bias = F.pad(self.candidate_bias.view(1, *parts[1:]), (0, 0, 0, 0, self.gates - 1, 0))
         hidden, state = ops.cell_scan(
-            self.cell,
-            inputs,
-            self.recurrent,
-            self._recurrent_bias(),
-            state=state,
-            reset=reset,
-            lengths=lengths,
+            self.cell, inputs.unflatten(-1, parts), self.recurrent, bias, state=state, reset=reset, lengths=lengths
         )
         return hidden.flatten(-2), state
-
-    def _recurrent_bias(self) -> Tensor | None:
-        """(gates, heads, head_dim): the candidate's on the last gate, 0 on the others; None where there is none."""
-        if self.candidate_bias is None:
-            return None
-        return F.pad(self.candidate_bias.view(1, self.heads, self.head_dim), (0, 0, 0, 0, self.gates - 1, 0))
