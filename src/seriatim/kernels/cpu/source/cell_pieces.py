@@ -11,7 +11,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from seriatim.kernels.cpu.source.language import function, vector
-from seriatim.kernels.cpu.source.simd import WIDTH, _Lanes, first_lanes, tile, transpose
+from seriatim.kernels.cpu.source.simd import WIDTH, VectorAccess, first_lanes, tile, transpose
 
 __all__ = ["add_row", "clear", "pack", "product", "read_row", "whole_vectors", "write_row"]
 
@@ -37,11 +37,11 @@ def _mover(adds: bool, pads: bool):
 
             whole = builder.sdiv(arguments[2], size)
             with cgutils.for_range(builder, whole) as loop:
-                piece(_Lanes(builder), builder.mul(loop.index, size), False)
+                piece(VectorAccess(builder), builder.mul(loop.index, size), False)
             first = builder.mul(whole, size)
             left = builder.sub(arguments[2], first)
             with builder.if_then(builder.icmp_signed(">", left, ir.Constant(left.type, 0))):
-                piece(_Lanes(builder, first_lanes(builder, left)), first, True)
+                piece(VectorAccess(builder, first_lanes(builder, left)), first, True)
             return context.get_dummy_value()
 
         return types.void(types.uintp, types.uintp, types.int64), generate

@@ -14,7 +14,7 @@ from numba.extending import intrinsic
 
 from seriatim.kernels.cpu.source.language import function
 
-__all__ = ["COLUMNS", "WIDTH", "multiply", "transpose"]
+__all__ = ["COLUMNS", "WIDTH", "VectorAccess", "first_lanes", "multiply", "tile", "transpose"]
 
 
 def _machine() -> tuple[int, dict[int, int]]:
@@ -33,7 +33,7 @@ _FLOAT, _INDEX = ir.FloatType(), ir.IntType(64)
 _VECTOR, _MASK = ir.VectorType(ir.FloatType(), WIDTH), ir.VectorType(ir.IntType(1), WIDTH)
 
 
-class _Lanes:
+class VectorAccess:
     """Loads and stores of vectors; with a mask, the lanes beyond it are neither read nor written."""
 
     def __init__(self, builder, mask=None) -> None:
@@ -91,7 +91,7 @@ def tile(rows: int, vectors: int, masked: bool):
             inner, a, a_row, a_column, b, b_row, c, c_row, keep, lanes = arguments
             pointer = _FLOAT.as_pointer()
             a, b, c = (builder.inttoptr(z, pointer) for z in (a, b, c))
-            access = _Lanes(builder, first_lanes(builder, lanes) if masked else None)
+            access = VectorAccess(builder, first_lanes(builder, lanes) if masked else None)
             kind = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
             fma = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{WIDTH}f32")
 
@@ -199,7 +199,7 @@ def _transpose_square(typing, source, source_row, target, target_row):
 
     def generate(context, builder, _, arguments):
         source, source_row, target, target_row = arguments
-        pointer, access = _FLOAT.as_pointer(), _Lanes(builder)
+        pointer, access = _FLOAT.as_pointer(), VectorAccess(builder)
         source, target = builder.inttoptr(source, pointer), builder.inttoptr(target, pointer)
 
         def row(base, stride, i):

@@ -14,8 +14,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from seriatim.kernels.cpu.source.language import FLAGS
-from seriatim.kernels.cpu.source.simd import _Lanes as Lanes
-from seriatim.kernels.cpu.source.simd import first_lanes
+from seriatim.kernels.cpu.source.simd import VectorAccess, first_lanes
 
 __all__ = [
     "atomic_add",
@@ -146,7 +145,7 @@ def store_everywhere(typing, place, number):
     """The number WIDTH times, from an address on."""
 
     def generate(context, builder, signature, arguments):
-        access = Lanes(builder)
+        access = VectorAccess(builder)
         access.store(access.broadcast(arguments[1]), _pointer(builder, arguments[0], _FLOAT))
         return context.get_dummy_value()
 
@@ -159,8 +158,8 @@ def copy_lanes(typing, source, target, lanes):
 
     def generate(context, builder, signature, arguments):
         source, target = (_pointer(builder, place, _FLOAT) for place in arguments[:2])
-        found = Lanes(builder, first_lanes(builder, arguments[2])).load(source, masked=True)
-        Lanes(builder).store(found, target)
+        found = VectorAccess(builder, first_lanes(builder, arguments[2])).load(source, masked=True)
+        VectorAccess(builder).store(found, target)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64), generate

@@ -15,7 +15,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from seriatim.kernels.cpu.source.simd import WIDTH, _Lanes, first_lanes, multiply
+from seriatim.kernels.cpu.source.simd import WIDTH, VectorAccess, first_lanes, multiply
 from seriatim.kernels.cpu.source.step_codes import DOTS, HALF
 from seriatim.kernels.cpu.source.step_expressions import place_at
 from seriatim.kernels.cpu.source.step_memory import float_of_bits, read_float, routine, word, write_float
@@ -26,7 +26,7 @@ _FLOAT, _INDEX, _HALF = ir.FloatType(), ir.IntType(64), ir.IntType(16)
 _VECTOR = ir.VectorType(_FLOAT, WIDTH)
 
 
-class _Halves(_Lanes):
+class _Halves(VectorAccess):
     """Loads of bfloat16, widened to float32."""
 
     def load(self, place, masked=False):
@@ -63,8 +63,8 @@ def _block(columns: int, rows: int, half: bool):
 
             def add(k, lanes):
                 masked = lanes is not None
-                floats = _Lanes(builder, lanes)
-                weights = (_Halves if half else _Lanes)(builder, lanes)
+                floats = VectorAccess(builder, lanes)
+                weights = (_Halves if half else VectorAccess)(builder, lanes)
                 left = [floats.load(builder.gep(start, [k]), masked) for start in starts_a]
                 for j, start in enumerate(starts_b):
                     right = weights.load(builder.gep(start, [k]), masked)

@@ -10,7 +10,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from seriatim.kernels.cpu.source.language import function
-from seriatim.kernels.cpu.source.simd import WIDTH, _Lanes, multiply
+from seriatim.kernels.cpu.source.simd import WIDTH, VectorAccess, multiply
 
 __all__ = ["invert"]
 
@@ -24,7 +24,7 @@ def _invert_square(typing, below, below_row, inverse, inverse_row):
 
     def generate(context, builder, _, arguments):
         below, below_row, inverse, inverse_row = arguments
-        pointer, access = _FLOAT.as_pointer(), _Lanes(builder)
+        pointer, access = _FLOAT.as_pointer(), VectorAccess(builder)
         below, inverse = builder.inttoptr(below, pointer), builder.inttoptr(inverse, pointer)
         kind = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
         fma = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{WIDTH}f32")
