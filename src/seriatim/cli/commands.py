@@ -24,5 +24,6 @@ COMMANDS = (
     Command("evaluate", "measure a trained model on held-out text", "seriatim.cli.evaluate"),
     Command("warmup", "compile the CPU kernels now, not at their first use", "seriatim.cli.warmup"),
     Command("bench", "measure ours beside its peers, and against the machine's limits", "seriatim.cli.bench"),
+    Command("claims", "look whether what papers claim holds here", "seriatim.cli.claims"),
     Command("info", "what is in a run folder", "seriatim.cli.info"),
 )
