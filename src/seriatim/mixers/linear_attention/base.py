@@ -1,7 +1,6 @@
 """The families of matrix memories: written by outer products and faded by gates, or corrected by the delta rule."""
 
 from abc import abstractmethod
-from functools import partial
 from typing import NamedTuple
 
 import torch.nn.functional as F
@@ -127,22 +126,22 @@ class DeltaMixer(Mixer):
         reset: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """To the op each write is a token: before the first the memory fades or is reset, after the last it is read."""
-        time, count = q.shape[1], self.householders
-        run = partial(ops.delta_scan, scale=self.key_dim**-0.5)
-        if count == 1:
-            return run(*(z.squeeze(2) for z in (q, k, v, beta)), log_decay, state=memory, reset=reset)
-        if time == 1:  # a scan of one token is the equation itself, which a program of single steps is made from
-            o, memory = run(q[:, :, 0], k[:, :, 0], v[:, :, 0], beta[:, :, 0], log_decay, state=memory, reset=reset)
-            for i in range(1, count):
-                o, memory = run(q[:, :, 0], k[:, :, i], v[:, :, i], beta[:, :, i], state=memory)
+        time, count, scale = q.size(1), self.householders, self.key_dim**-0.5
+        if (
+            time == 1
+        ):  # a scan of one token is the equation, and programs of single steps are made from it
+            q, o = q[:, :, 0], v[:, :, 0]
+            for key, value, rate in zip(k.unbind(2), v.unbind(2), beta.unbind(2), strict=True):
+                o, memory = ops.delta_scan(q, key, value, rate, log_decay, scale=scale, state=memory, reset=reset)
+                log_decay = reset = None
             return o, memory
-        q = F.pad(q, (0, 0, 0, 0, count - 1, 0))
-        if log_decay is not None:
-            log_decay = _first_of(log_decay, count)
-        if reset is not None:
-            reset = _first_of(reset, count)
-        o, memory = run(*(z.flatten(1, 2) for z in (q, k, v, beta)), log_decay, state=memory, reset=reset)
-        return o.unflatten(1, (time, count))[:, :, -1], memory
+        if count > 1:
+            q = F.pad(q, (0, 0, 0, 0, count - 1, 0))
+            log_decay = None if log_decay is None else _at_first(log_decay, count)
+            reset = None if reset is None else _at_first(reset, count)
+        q, k, v, beta = (z.flatten(1, 2) for z in (q, k, v, beta))
+        o, memory = ops.delta_scan(q, k, v, beta, log_decay, scale=scale, state=memory, reset=reset)
+        return o[:, count - 1 :: count], memory
 
 
 def init_projections(*weights: Tensor) -> None:
@@ -159,6 +158,6 @@ def _still(lengths: Tensor | None, write: Tensor, log_decay: Tensor | None) -> t
     return ragged.mask(write, real), None if log_decay is None else ragged.mask(log_decay, real)
 
 
-def _first_of(x: Tensor, count: int) -> Tensor:
+def _at_first(x: Tensor, count: int) -> Tensor:
     """(B, T, ...) to (B, count T, ...): x at the first of `count` writes of a token, 0 or False at the others."""
     return F.pad(x.unsqueeze(2), (0, 0) * (x.dim() - 2) + (0, count - 1)).flatten(1, 2)

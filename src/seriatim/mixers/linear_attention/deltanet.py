@@ -64,7 +64,7 @@ def reference(m: DeltaNet, x: Tensor) -> Tensor:
         recent = [x.new_zeros(3 * m.dim) for _ in range(m.conv.size)]
         for u in sequence:
             recent = [*recent[1:], m.qkv.weight @ u]
-            mixed = sum(m.conv.weight[:, i] * recent[i] for i in range(m.conv.size))
+            mixed = (m.conv.weight * torch.stack(recent, 1)).sum(1)
             q, k, v = (mixed * torch.sigmoid(mixed)).view(3, m.heads, -1)
             beta, o = largest * torch.sigmoid(m.beta.weight @ u), []
             for h in range(m.heads):

@@ -102,12 +102,12 @@ def reference(m: DeltaProduct, x: Tensor) -> Tensor:
         recent = [x.new_zeros(len(m.qkv.weight)) for _ in range(m.conv.size)]
         for u in sequence:
             recent = [*recent[1:], m.qkv.weight @ u]
-            mixed = sum(m.conv.weight[:, i] * recent[i] for i in range(m.conv.size))
+            mixed = (m.conv.weight * torch.stack(recent, 1)).sum(1)
             q, k, v = (mixed * torch.sigmoid(mixed)).split([keys, n * keys, n * values])
             q, k, v = q.view(m.heads, -1), k.view(n, m.heads, -1), v.view(n, m.heads, -1)
             beta, o = largest * torch.sigmoid(m.beta.weight @ u).view(n, m.heads), []
             for h in range(m.heads):
-                if m.forget_gate:
+                if m.decay is not None:
                     step = torch.log1p(torch.exp(m.decay.step.weight[h] @ u + m.decay.step_bias[h]))
                     memory[h] = torch.exp(-torch.exp(m.decay.A_log[h]) * step) * memory[h]
                 for i in range(n):
@@ -117,7 +117,7 @@ def reference(m: DeltaProduct, x: Tensor) -> Tensor:
                 read = memory[h].T @ (q[h] / (q[h] @ q[h] + 1e-6).sqrt()) / m.key_dim**0.5
                 o.append(read / (read.square().mean() + 1e-5).sqrt() * m.norm.weight)
             y = torch.cat(o)
-            if m.output_gate:
+            if m.out_gate is not None:
                 g = m.out_gate.weight @ u
                 y = y * g * torch.sigmoid(g)
             out.append(m.out.weight @ y)

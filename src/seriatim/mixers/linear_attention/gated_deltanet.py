@@ -86,7 +86,7 @@ def reference(m: GatedDeltaNet, x: Tensor) -> Tensor:
         recent = [x.new_zeros(2 * keys + values) for _ in range(m.conv.size)]
         for u in sequence:
             recent = [*recent[1:], m.qkv.weight @ u]
-            mixed = sum(m.conv.weight[:, i] * recent[i] for i in range(m.conv.size))
+            mixed = (m.conv.weight * torch.stack(recent, 1)).sum(1)
             q, k, v = (z.view(m.heads, -1) for z in (mixed * torch.sigmoid(mixed)).split([keys, keys, values]))
             beta, o = largest * torch.sigmoid(m.beta.weight @ u), []
             step = torch.log1p(torch.exp(m.decay.step.weight @ u + m.decay.step_bias))

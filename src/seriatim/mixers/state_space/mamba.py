@@ -78,6 +78,7 @@ class Mamba(SelectiveMixer):
 def reference(m: Mamba, x: Tensor) -> Tensor:
     """The paper's equations, one sequence and token at a time, every channel's system written out."""
     A = -torch.exp(m.A_log)
+    assert m.conv.bias is not None
     rows = []
     for sequence in x:
         h, out = x.new_zeros(m.inner, m.state_size), []
