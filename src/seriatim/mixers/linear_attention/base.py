@@ -127,9 +127,7 @@ class DeltaMixer(Mixer):
     ) -> tuple[Tensor, Tensor]:
         """To the op each write is a token: before the first the memory fades or is reset, after the last it is read."""
         time, count, scale = q.size(1), self.householders, self.key_dim**-0.5
-        if (
-            time == 1
-        ):  # a scan of one token is the equation, and programs of single steps are made from it
+        if time == 1:  # a scan of one token is the equation, and programs of single steps are made from it
             q, o = q[:, :, 0], v[:, :, 0]
             for key, value, rate in zip(k.unbind(2), v.unbind(2), beta.unbind(2), strict=True):
                 o, memory = ops.delta_scan(q, key, value, rate, log_decay, scale=scale, state=memory, reset=reset)
