@@ -1,14 +1,15 @@
-"""Normalisation layers, and the choice between them by name."""
+"""Normalisation layers, the choice between them by name, and keys of length 1."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seriatim.core.errors import check_one_of
+from seriatim.core.mixer import state_dtype
 from seriatim.kernels.cpu.pointwise import rms_norm
 from seriatim.nn.pointwise import SMALL
 from seriatim.ops.backend import choose
 
-__all__ = ["NORMS", "RMSNorm", "build_norm"]
+__all__ = ["NORMS", "RMSNorm", "build_norm", "l2_norm"]
 
 NORMS = ("rms", "layer")
 EPSILON = 1e-5
@@ -32,6 +33,16 @@ class RMSNorm(nn.RMSNorm):
 
 def _rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     return F.rms_norm(x, weight.shape, weight, epsilon)
+
+
+def l2_norm(x: Tensor, epsilon: float = 1e-6) -> Tensor:
+    r""":math:`x / \sqrt{\sum x^2 + \epsilon}` over the last dimension, at most 1 long: in float32 at least."""
+    x = x.to(state_dtype(x.dtype))
+    if x.numel() < SMALL:
+        return x * (x.square().sum(-1, keepdim=True) + epsilon).rsqrt()
+    dim = x.size(-1)
+    run = choose({"reference": _rms_norm, "torch": _rms_norm, "cpu": rms_norm}, x)
+    return run(x, x.new_full((dim,), dim**-0.5), epsilon / dim)
 
 
 def build_norm(name: str, dim: int) -> nn.Module:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from seriatim.core.errors import check_size
 from seriatim.core.mixer import state_dtype
 from seriatim.mixers.state_space.base import SelectiveInputs, SelectiveMixer
+from seriatim.nn.decay import step_size_bias
 from seriatim.nn.pointwise import gated
 from seriatim.nn.short_conv import ShortConv
 
@@ -56,14 +57,10 @@ class Mamba(SelectiveMixer):
         self.A_log = nn.Parameter(torch.arange(1, state_size + 1, dtype=torch.float32).log().repeat(self.inner, 1))
         self.D = nn.Parameter(torch.ones(self.inner))
         self.out_proj = nn.Linear(self.inner, dim, bias=False)
-        self._init_step_size()
-
-    def _init_step_size(self, smallest: float = 1e-3, largest: float = 0.1, floor: float = 1e-4) -> None:
         bound = self.rank**-0.5
         nn.init.uniform_(self.dt_proj.weight, -bound, bound)
-        delta = torch.empty(self.inner).uniform_(math.log(smallest), math.log(largest)).exp().clamp(min=floor)
         with torch.no_grad():
-            self.dt_proj.bias.copy_(delta + torch.log(-torch.expm1(-delta)))  # the inverse of softplus
+            self.dt_proj.bias.copy_(step_size_bias(self.inner))
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
         u, gate = self.in_proj(x).chunk(2, -1)
@@ -81,6 +78,7 @@ class Mamba(SelectiveMixer):
 def reference(m: Mamba, x: Tensor) -> Tensor:
     """The paper's equations, one sequence and token at a time, every channel's system written out."""
     A = -torch.exp(m.A_log)
+    assert m.conv.bias is not None
     rows = []
     for sequence in x:
         h, out = x.new_zeros(m.inner, m.state_size), []
