@@ -32,6 +32,7 @@ CASES = [
     Case("deltaproduct", dim=16, heads=2),
     Case("deltaproduct", dim=16, heads=2, householders=3, forget_gate=False, output_gate=False, eigenvalues="positive"),
     Case("mamba", dim=16),
+    Case("mamba", dim=16, eigenvalues="signed"),
     Case("attention", dim=16, heads=2),
     Case("attention", dim=16, heads=4, kv_heads=2),
     Case("window", dim=16, heads=2, size=9),
