@@ -36,6 +36,7 @@ CASES = [
     Case("mixture_of_memories", dim=16, heads=2, memories=3, active=1, shared=False, rule="gla"),
     Case("mixture_of_memories", dim=16, heads=2, rule="linear"),
     Case("mixture_of_memories", dim=16, heads=2, rule="delta"),
+    Case("mamba", dim=16, eigenvalues="signed"),
     Case("attention", dim=16, heads=2),
     Case("attention", dim=16, heads=4, kv_heads=2),
     Case("window", dim=16, heads=2, size=9),

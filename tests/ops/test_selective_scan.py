@@ -1,3 +1,4 @@
+from functools import partial
 from unittest import mock
 
 import pytest
@@ -23,15 +24,15 @@ def arguments(seed, batch, time, channels=3, states=2):
     return [x, delta.requires_grad_(), B, C, A.requires_grad_(), D, normal(seed + 6, batch, channels, states)]
 
 
-def scan(x, delta, B, C, A, D, state, reset=None):
-    return selective_scan(x, delta, A, B, C, D, state=state, reset=reset)
+def scan(x, delta, B, C, A, D, state, reset=None, signed=False):
+    return selective_scan(x, delta, A, B, C, D, state=state, reset=reset, signed=signed)
 
 
-def along_time(A, D):
+def along_time(A, D, signed=False):
     """The op as a function of what runs along time."""
 
     def run(x, delta, B, C, state=None, reset=None):
-        return scan(x, delta, B, C, A, D, state, reset)
+        return scan(x, delta, B, C, A, D, state, reset, signed)
 
     return run
 
@@ -50,44 +51,61 @@ def room(elements):
     chance=st.sampled_from([None, 0.05, 0.5, 1.0]),
     starts=st.booleans(),
     elements=st.sampled_from(ROOM),
+    signed=st.booleans(),
     seed=st.integers(0, 1000),
 )
-def test_agrees_with_the_recurrence(batch, time, channels, states, passes, chance, starts, elements, seed):
+def test_agrees_with_the_recurrence(batch, time, channels, states, passes, chance, starts, elements, signed, seed):
     *tensors, D, state = arguments(seed, batch, time, channels, states)
     D, state = D if passes else None, state if starts else None
     reset = None if chance is None else resets(seed, batch, time, chance)
     inputs = [*tensors, *(z for z in (D, state) if z is not None)]
     with room(elements):
-        assert_backends_agree(lambda: scan(*tensors, D, state, reset), inputs)
+        assert_backends_agree(lambda: scan(*tensors, D, state, reset, signed), inputs)
 
 
 @few
-@given(time=st.sampled_from(TIMES), reset=st.booleans(), elements=st.sampled_from(ROOM), seed=st.integers(0, 1000))
-def test_agrees_at_any_step_size(time, reset, elements, seed):
+@given(
+    time=st.sampled_from(TIMES),
+    reset=st.booleans(),
+    elements=st.sampled_from(ROOM),
+    signed=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_agrees_at_any_step_size(time, reset, elements, signed, seed):
     tensors = arguments(seed, 2, time)
     drawn = torch.randint(len(EXTREMES), (2, time, 3), generator=torch.Generator().manual_seed(seed))
     tensors[1] = EXTREMES[drawn].requires_grad_()
     with room(elements):
-        assert_backends_agree(lambda: scan(*tensors, resets(seed, 2, time) if reset else None), tensors)
+        assert_backends_agree(lambda: scan(*tensors, resets(seed, 2, time) if reset else None, signed), tensors)
 
 
-def test_a_step_of_no_size_changes_nothing():
+@pytest.mark.parametrize("signed", [False, True])
+def test_a_step_of_no_size_changes_nothing(signed):
     tensors = arguments(0, 2, 40)
     *_, state = tensors
-    assert_close([scan(tensors[0], torch.zeros(2, 40, 3), *tensors[2:])[1]], [state], 0, "state")
+    assert_close([scan(tensors[0], torch.zeros(2, 40, 3), *tensors[2:], None, signed)[1]], [state], 0, "state")
 
 
+def test_a_long_signed_step_turns_the_state_over():
+    tensors = arguments(0, 2, 3)
+    *_, state = tensors
+    tensors[0], tensors[1] = torch.zeros(2, 3, 3), torch.full((2, 3, 3), 1e4)
+    assert_close([scan(*tensors, None, True)[1]], [-state], 1e-12, "state")
+
+
+@pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 6e-3)])
-def test_lower_precision(dtype, tolerance):
-    scans.assert_rounds_well(scan, arguments(0, 2, 100, 4, 8), dtype, tolerance)
+def test_lower_precision(dtype, tolerance, signed):
+    scans.assert_rounds_well(partial(scan, signed=signed), arguments(0, 2, 100, 4, 8), dtype, tolerance)
 
 
+@pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("elements", ROOM)
 @pytest.mark.parametrize("where", [[], [0], [0, 1], [15, 16], [5, 40, 41, 42], [99], list(range(100))])
-def test_reset_is_a_new_sequence(where, elements):
+def test_reset_is_a_new_sequence(where, elements, signed):
     *tensors, A, D, state = arguments(0, 2, 100)
     with room(elements):
-        scans.assert_reset_begins_anew(along_time(A, D), tensors, state, where)
+        scans.assert_reset_begins_anew(along_time(A, D, signed), tensors, state, where)
 
 
 @pytest.mark.parametrize("elements", ROOM)
@@ -97,23 +115,25 @@ def test_the_whole_is_its_pieces(elements):
         scans.assert_pieces_agree(along_time(A, D), tensors, state, resets(1, 2, 100, 0.03))
 
 
+@pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("time", [1, 40])
-def test_compiles_as_one_graph(time):
+def test_compiles_as_one_graph(time, signed):
     reset = resets(0, 2, time)
     with room(1):
-        scans.assert_compiles(lambda *z: scan(*z, reset), arguments(0, 2, time))
+        scans.assert_compiles(lambda *z: scan(*z, reset, signed), arguments(0, 2, time))
 
 
 def test_strides_do_not_matter():
     scans.assert_strides_do_not_matter(scan, arguments(0, 2, 40))
 
 
-def test_gradients_of_gradients():
+@pytest.mark.parametrize("signed", [False, True])
+def test_gradients_of_gradients(signed):
     reset = resets(0, 1, 18)
     tensors = arguments(0, 1, 18, 1, 1)
-    assert torch.autograd.gradgradcheck(lambda *z: scan(*z, reset), tensors)
+    assert torch.autograd.gradgradcheck(lambda *z: scan(*z, reset, signed), tensors)
     fixed = [z.detach() for z in tensors[1:]]
-    assert torch.autograd.gradgradcheck(lambda x: scan(x, *fixed), tensors[:1])
+    assert torch.autograd.gradgradcheck(lambda x: scan(x, *fixed, None, signed), tensors[:1])
 
 
 def test_gradients_that_can_be_differentiated_again_are_the_same():

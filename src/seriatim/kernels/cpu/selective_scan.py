@@ -32,6 +32,7 @@ def selective_scan(
     *,
     state: Tensor | None = None,
     reset: Tensor | None = None,
+    signed: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Shapes as in :func:`seriatim.ops.selective_scan.selective_scan`, all float32."""
     if x.size(1) == 0:

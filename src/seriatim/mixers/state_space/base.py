@@ -12,7 +12,10 @@ from seriatim.core.mixer import Mixer, state_dtype
 from seriatim.nn.pointwise import silu
 from seriatim.nn.short_conv import ShortConv
 
-__all__ = ["SelectiveInputs", "SelectiveMixer", "SelectiveState"]
+__all__ = ["EIGENVALUES", "SelectiveInputs", "SelectiveMixer", "SelectiveState"]
+
+
+EIGENVALUES = ("positive", "signed")
 
 
 class SelectiveState(NamedTuple):
@@ -35,6 +38,8 @@ class SelectiveMixer(Mixer):
 
     .. math:: h_t = e^{\Delta_t A} h_{t-1} + \Delta_t B_t x_t, \quad y_t = C_t^\top h_t + D x_t
 
+    With `eigenvalues` "signed" instead of "positive", h_{t-1} is multiplied by 2 e^{\Delta_t A} - 1.
+
     A method sets `inner` (E), `state_size` (N), `conv`, `A_log` with A = -exp(A_log), and `D`, and writes `project`,
     `select` and `readout`; the scan, resets and padding are done here.
     """
@@ -44,6 +49,7 @@ class SelectiveMixer(Mixer):
     conv: ShortConv
     A_log: nn.Parameter
     D: nn.Parameter
+    eigenvalues: str = "positive"
 
     @abstractmethod
     def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,5 +77,6 @@ class SelectiveMixer(Mixer):
         if lengths is not None:  # a step of length 0 changes nothing
             delta = ragged.mask(delta, ragged.real_tokens(lengths, x.size(1)))
         A = -torch.exp(self.A_log.to(state_dtype(self.A_log.dtype)))
-        y, system = ops.selective_scan(u, delta, A, B, C, self.D, state=state.system, reset=reset)
+        signed = self.eigenvalues == "signed"
+        y, system = ops.selective_scan(u, delta, A, B, C, self.D, state=state.system, reset=reset, signed=signed)
         return self.readout(y, gate), SelectiveState(tail, system)

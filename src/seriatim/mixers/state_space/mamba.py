@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seriatim.core.errors import check_size
+from seriatim.core.errors import check_one_of, check_size
 from seriatim.core.mixer import state_dtype
-from seriatim.mixers.state_space.base import SelectiveInputs, SelectiveMixer
+from seriatim.mixers.state_space.base import EIGENVALUES, SelectiveInputs, SelectiveMixer
 from seriatim.nn.decay import step_size_bias
 from seriatim.nn.pointwise import gated
 from seriatim.nn.short_conv import ShortConv
@@ -24,6 +24,9 @@ class Mamba(SelectiveMixer):
 
     .. math:: h_t = e^{\Delta A} h_{t-1} + \Delta B u, \quad y_t = W_{out} ((C^\top h_t + D u) \odot \mathrm{silu}(z))
 
+    With `eigenvalues="signed"` the transition is 2 exp(Delta A) - 1 instead of exp(Delta A): its values lie in [-1, 1]
+    instead of [0, 1], so that a token can turn the state over.
+
     A is diagonal and begins at -1, ..., -N (S4D-Real); the step sizes begin log-uniform between 0.001 and 0.1.
 
     Args:
@@ -32,23 +35,28 @@ class Mamba(SelectiveMixer):
         expand: channels E = expand * dim.
         conv_size: taps of the short convolution.
         dt_rank: width through which the step size is projected; None is dim / 16, rounded up.
+        eigenvalues: "positive" or "signed".
 
     Source: Gu and Dao, 2023, arXiv:2312.00752, algorithm 2, sections 3.4 and 3.6; initialisation of its official
-        code.
+        code. Eigenvalues: Grazzi et al., 2024, arXiv:2411.12537, section 4.3.
     """
 
-    def __init__(self, dim: int, state_size: int = 16, expand: int = 2, conv_size: int = 4, dt_rank: int | None = None):
+    def __init__(
+        self,
+        dim: int,
+        state_size: int = 16,
+        expand: int = 2,
+        conv_size: int = 4,
+        dt_rank: int | None = None,
+        eigenvalues: str = "positive",
+    ):
         super().__init__()
         check_size(dim=dim, state_size=state_size, expand=expand, conv_size=conv_size)
         if dt_rank is not None:
             check_size(dt_rank=dt_rank)
-        self.dim, self.state_size, self.expand, self.conv_size, self.dt_rank = (
-            dim,
-            state_size,
-            expand,
-            conv_size,
-            dt_rank,
-        )
+        check_one_of("eigenvalues", eigenvalues, EIGENVALUES)
+        self.dim, self.state_size, self.expand, self.conv_size = dim, state_size, expand, conv_size
+        self.dt_rank, self.eigenvalues = dt_rank, eigenvalues
         self.inner, self.rank = expand * dim, dt_rank or math.ceil(dim / 16)
         self.in_proj = nn.Linear(dim, 2 * self.inner, bias=False)
         self.conv = ShortConv(self.inner, conv_size)
@@ -90,7 +98,10 @@ def reference(m: Mamba, x: Tensor) -> Tensor:
             u = u * torch.sigmoid(u)
             low, B, C = (m.x_proj.weight @ u).split([m.rank, m.state_size, m.state_size])
             delta = torch.log1p(torch.exp(m.dt_proj.weight @ low + m.dt_proj.bias))
-            h = torch.exp(delta[:, None] * A) * h + torch.outer(delta * u, B)
+            transition = torch.exp(delta[:, None] * A)
+            if m.eigenvalues == "signed":
+                transition = 2 * transition - 1
+            h = transition * h + torch.outer(delta * u, B)
             y = h @ C + m.D * u
             out.append(m.out_proj.weight @ (y * z * torch.sigmoid(z)))
         rows.append(torch.stack(out))
