@@ -3,13 +3,16 @@
 from abc import abstractmethod
 from typing import NamedTuple
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from seriatim import ops
 from seriatim.core import ragged
 from seriatim.core.mixer import Mixer
 
-__all__ = ["MatrixInputs", "MatrixMixer"]
+__all__ = ["MatrixInputs", "MatrixMixer", "normalised", "read_memory", "with_ones"]
+
+SMALL = 1e-6  # beside a sum of weights
 
 
 class MatrixInputs(NamedTuple):
@@ -44,10 +47,27 @@ class MatrixMixer(Mixer):
         return self.new_state(batch, self.heads, self.key_dim, self.value_dim)
 
     def mix(self, x: Tensor, state: Tensor, reset: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-        q, k, v, log_decay = self.project(x)
-        if lengths is not None:  # a padded token neither writes nor fades
-            real = ragged.real_tokens(lengths, x.size(1))
-            k = ragged.mask(k, real)
-            log_decay = None if log_decay is None else ragged.mask(log_decay, real)
-        o, state = ops.matrix_scan(q, k, v, log_decay, state=state, reset=reset)
+        o, state = read_memory(self.project(x), state, reset, lengths)
         return self.readout(x, o), state
+
+
+def read_memory(
+    inputs: MatrixInputs, state: Tensor, reset: Tensor | None, lengths: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """What the memory answers, o (B, T, H, V), and the memory after the segment, (B, H, K, V)."""
+    q, k, v, log_decay = inputs
+    if lengths is not None:  # a padded token neither writes nor fades
+        real = ragged.real_tokens(lengths, k.size(1))
+        k = ragged.mask(k, real)
+        log_decay = None if log_decay is None else ragged.mask(log_decay, real)
+    return ops.matrix_scan(q, k, v, log_decay, state=state, reset=reset)
+
+
+def with_ones(v: Tensor) -> Tensor:
+    """One more value of 1, (B, T, H, V + 1): the memory then holds the sum of its keys too."""
+    return F.pad(v, (0, 1), value=1.0)
+
+
+def normalised(o: Tensor) -> Tensor:
+    """The mean of the values: the answers (B, T, H, V + 1) of such a memory, divided by the last, the weights' sum."""
+    return o[..., :-1] / (o[..., -1:] + SMALL)
