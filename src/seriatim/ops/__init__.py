@@ -11,6 +11,7 @@ from seriatim.ops.cell_scan import cell_scan
 from seriatim.ops.delta_scan import delta_scan
 from seriatim.ops.diagonal_scan import diagonal_scan
 from seriatim.ops.matrix_scan import matrix_scan
+from seriatim.ops.max_scan import max_scan
 from seriatim.ops.selective_scan import selective_scan
 from seriatim.ops.short_conv import short_conv
 from seriatim.ops.softmax_scan import softmax_scan
@@ -22,6 +23,7 @@ __all__ = [
     "delta_scan",
     "diagonal_scan",
     "matrix_scan",
+    "max_scan",
     "selective_scan",
     "short_conv",
     "softmax_scan",

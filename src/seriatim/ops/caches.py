@@ -81,7 +81,7 @@ def read_segment(time: int, start: Tensor, reset: Tensor | None, lengths: Tensor
     if reset is None and real is None:
         return Segment(position[:, :-1], None, following, None, time if lengths is None else lengths)
     document = torch.zeros_like(position[:, :-1]) if reset is None else ragged.segments(reset)
-    last = document[:, -1]
+    last = document[:, -1] if time else None
     if real is not None:
         document = document.masked_fill(~real, -1)
     return Segment(position[:, :-1], document, following, last, time if lengths is None else lengths)

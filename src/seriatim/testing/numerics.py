@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.gradcheck import GradcheckError
 from torch.func import functional_call
 
 from seriatim.core.mixer import Mixer
@@ -140,7 +141,7 @@ def _floating(read: tuple[Tensor, State]) -> tuple[Tensor, ...]:
 def _gradcheck(run: Callable[..., Any], given: tuple[Tensor, ...], what: str) -> None:
     try:
         torch.autograd.gradcheck(run, given, atol=1e-8, rtol=1e-5, fast_mode=True, nondet_tol=1e-12)
-    except torch.autograd.gradcheck.GradcheckError as error:  # type: ignore[attr-defined]
+    except GradcheckError as error:
         message = " ".join(str(error).split("The above quantities")[0].split())
         raise ConformanceError(f"gradient with respect to {what} against finite differences: {message[:300]}") from None
 

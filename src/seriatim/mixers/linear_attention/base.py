@@ -13,7 +13,20 @@ from seriatim.nn.norms import l2_norm
 from seriatim.nn.pointwise import silu
 from seriatim.nn.short_conv import ShortConv
 
-__all__ = ["EIGENVALUES", "DeltaInputs", "DeltaMixer", "DeltaState", "MatrixInputs", "MatrixMixer", "init_projections"]
+__all__ = [
+    "EIGENVALUES",
+    "DeltaInputs",
+    "DeltaMixer",
+    "DeltaState",
+    "MatrixInputs",
+    "MatrixMixer",
+    "init_projections",
+    "normalised",
+    "read_memory",
+    "with_ones",
+]
+
+SMALL = 1e-6  # beside a sum of weights
 
 EIGENVALUES = {"positive": 1.0, "signed": 2.0}  # the largest beta: of what it corrects, the transition keeps 1 - beta
 
@@ -50,10 +63,27 @@ class MatrixMixer(Mixer):
         return self.new_state(batch, self.heads, self.key_dim, self.value_dim)
 
     def mix(self, x: Tensor, state: Tensor, reset: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-        q, k, v, log_decay = self.project(x)
-        k, log_decay = _still(lengths, k, log_decay)
-        o, state = ops.matrix_scan(q, k, v, log_decay, state=state, reset=reset)
+        o, state = read_memory(self.project(x), state, reset, lengths)
         return self.readout(x, o), state
+
+
+def read_memory(
+    inputs: MatrixInputs, state: Tensor, reset: Tensor | None, lengths: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """What the memory answers, o (B, T, H, V), and the memory after the segment, (B, H, K, V)."""
+    q, k, v, log_decay = inputs
+    k, log_decay = _still(lengths, k, log_decay)
+    return ops.matrix_scan(q, k, v, log_decay, state=state, reset=reset)
+
+
+def with_ones(v: Tensor) -> Tensor:
+    """One more value of 1, (B, T, H, V + 1): the memory then holds the sum of its keys too."""
+    return F.pad(v, (0, 1), value=1.0)
+
+
+def normalised(o: Tensor) -> Tensor:
+    """The mean of the values: the answers (B, T, H, V + 1) of such a memory, divided by the last, the weights' sum."""
+    return o[..., :-1] / (o[..., -1:] + SMALL)
 
 
 class DeltaState(NamedTuple):
