@@ -12,9 +12,9 @@ def test_no_arguments_and_help_print_the_commands(seriatim):
     assert seriatim("--version").out.startswith("seriatim ")
 
 
-@pytest.mark.parametrize("command", ["list", "train", "generate", "evaluate", "info"])
+@pytest.mark.parametrize("command", ["list", "train", "train task", "generate", "evaluate", "info"])
 def test_every_command_has_a_help(seriatim, command):
-    result = seriatim(command, "--help")
+    result = seriatim(*command.split(), "--help")
     assert result.status == 0
     assert result.out.startswith(f"usage: seriatim {command} ")
     assert "TRAIN." not in result.out  # no option without a name for its value

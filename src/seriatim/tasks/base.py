@@ -84,7 +84,8 @@ class Task(ABC):
             lists = [
                 (b * length + t, answers) for b, row in enumerate(rows) for t, answers in enumerate(row.valid or ())
             ]
-            valid.view(-1)[[place * self.vocab_size + answer for place, answers in lists for answer in answers]] = True
+            flat = [place * self.vocab_size + answer for place, answers in lists for answer in answers]
+            valid.view(-1)[torch.tensor(flat)] = True
         return Batch(
             _padded([row.tokens for row in rows], length, 0),
             _padded([row.targets for row in rows], length, IGNORED),
