@@ -12,9 +12,9 @@ def test_no_arguments_and_help_print_the_commands(seriatim):
     assert seriatim("--version").out.startswith("seriatim ")
 
 
-@pytest.mark.parametrize("command", ["list", "train", "generate", "evaluate", "info"])
+@pytest.mark.parametrize("command", ["list", "train", "train task", "generate", "evaluate", "info"])
 def test_every_command_has_a_help(seriatim, command):
-    result = seriatim(command, "--help")
+    result = seriatim(*command.split(), "--help")
     assert result.status == 0
     assert result.out.startswith(f"usage: seriatim {command} ")
     assert "TRAIN." not in result.out  # no option without a name for its value
@@ -39,7 +39,7 @@ def test_unknown_names_are_answered_with_the_nearest(refused):
     refused("no option is named --train.step; the nearest are --train.steps", "train", "--train.step=3")
     refused("there is no option 'dimension'; the signature is language_model(dim=256,", "train", "--model.dimension", 3)
     refused("unexpected argument 'b'", "list", "mixers", "b")
-    refused("what is 'mixrs'; it must be one of mixers, models", "list", "mixrs")
+    refused("what is 'mixrs'; it must be one of mixers, models, tasks", "list", "mixrs")
 
 
 def test_values_of_the_wrong_kind_are_refused(refused):
@@ -86,12 +86,13 @@ def test_a_bad_yaml_file_is_refused(refused, tmp_path):
 
 
 def test_list_says_what_a_mixer_is(seriatim):
-    mixers, models, both = (seriatim("list", *what).out for what in (["mixers"], ["models"], []))
+    mixers, models, tasks, every = (seriatim("list", *what).out for what in (["mixers"], ["models"], ["tasks"], []))
     assert "gla(dim, heads=4" in mixers
     assert "arXiv:2312.06635" in mixers
     assert "language_model(vocab_size, dim=256" in models
-    assert "gla" in both
-    assert "language_model" in both
+    assert "mqar(pairs=8" in tasks
+    assert "arXiv:2312.04927" in tasks
+    assert all(name in every for name in ("gla", "language_model", "mqar"))
 
 
 def test_an_error_is_one_line_whatever_it_says(refused, monkeypatch):

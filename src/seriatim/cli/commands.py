@@ -18,8 +18,9 @@ class Command(NamedTuple):
 
 COMMANDS = (
     Command("demo", "train a small model, watch it learn and write, and get a report (minutes)", "seriatim.cli.demo"),
-    Command("list", "mixers and models by name, what each is and which options it takes", "seriatim.cli.list"),
+    Command("list", "mixers, models and tasks by name, what each is and which options it takes", "seriatim.cli.list"),
     Command("train", "train a language model on a text, and keep it in a run folder", "seriatim.cli.train"),
+    Command("train task", "train a model on a synthetic task, and see what it can do", "seriatim.cli.train_task"),
     Command("generate", "write on from a prompt or from a saved state", "seriatim.cli.generate"),
     Command("evaluate", "measure a trained model on held-out text", "seriatim.cli.evaluate"),
     Command("warmup", "compile the CPU kernels now, not at their first use", "seriatim.cli.warmup"),

@@ -52,12 +52,12 @@ def _dispatch(arguments: list[str]) -> int:
 
         print(f"seriatim {__version__}")
         return 0
-    command = _find(arguments[0])
+    command = _find(arguments)
     module = import_module(command.module)
 
     from seriatim.cli.parsing import Parser
 
-    parser = Parser(command.name, module.__doc__ or command.help, arguments[1:])
+    parser = Parser(command.name, module.__doc__ or command.help, arguments[len(command.name.split()) :])
     module.add_arguments(parser)
     try:
         options = parser.parse()
@@ -66,8 +66,11 @@ def _dispatch(arguments: list[str]) -> int:
     return module.run(options)
 
 
-def _find(name: str) -> Command:
+def _find(arguments: Sequence[str]) -> Command:
     commands = {command.name: command for command in COMMANDS}
+    name, pair = arguments[0], " ".join(arguments[:2])
+    if pair in commands:
+        return commands[pair]
     if name not in commands:
         kind = "option" if name.startswith("-") else "command"
         raise SeriatimError(f"no {kind} is named {name!r}; the commands are {', '.join(nearest(name, commands))}")
@@ -75,7 +78,7 @@ def _find(name: str) -> Command:
 
 
 def _overview() -> str:
-    lines = [f"  {command.name:<10}{command.help}" for command in COMMANDS]
+    lines = [f"  {command.name:<12}{command.help}" for command in COMMANDS]
     return "\n".join(
         [
             "usage: seriatim COMMAND [options]",

@@ -38,8 +38,7 @@ def _collect(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
         "model": config["model"],
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "state": {"bytes": state.fixed, "bytes_per_token": state.per_token},
-        "data": config["data"],
-        "tokenizer": config["tokenizer"],
+        **{part: config[part] for part in ("data", "tokenizer", "task", "lengths") if part in config},
         "steps": config["train"]["steps"],
         "checkpoints": [step.name for step in steps],
         "last_log_line": _last_line(folder / "log.jsonl"),
@@ -65,13 +64,20 @@ def _table(found: dict[str, Any]) -> str:
         "model": f"{found['model']['model']}: {model}",
         "parameters": f"{found['parameters']:,}",
         "state": state,
-        "data": found["data"],
-        "tokenizer": _plain(found["tokenizer"].get("path", found["tokenizer"]["tokenizer"])),
+        **_source(found),
         "steps": f"{line['step'] if line else 0:,}" + (f" of {found['steps']:,}" if found["steps"] else ""),
         "checkpoints": ", ".join(steps) or "none yet",
         "last log line": "none yet" if line is None else ", ".join(f"{k} {_plain(v)}" for k, v in line.items()),
     }
     return "\n".join(f"{name:<15}{value}" for name, value in rows.items())
+
+
+def _source(found: dict[str, Any]) -> dict[str, str]:
+    """What the model was trained on."""
+    if "task" in found:
+        return {part: ", ".join(f"{k} {_plain(v)}" for k, v in found[part].items()) for part in ("task", "lengths")}
+    tokenizer = found["tokenizer"]
+    return {"data": found["data"], "tokenizer": _plain(tokenizer.get("path", tokenizer["tokenizer"]))}
 
 
 def _plain(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Prints mixers and models: the name, what it is, its options, its source."""
+"""Prints mixers, models and tasks: the name, what it is, its options, its source."""
 
 import textwrap
 from typing import Any
@@ -9,12 +9,12 @@ from seriatim.core.errors import SeriatimError, nearest
 
 __all__ = ["add_arguments", "run"]
 
-_KINDS = {"mixers": "mixer", "models": "model"}
+_KINDS = {"mixers": "mixer", "models": "model", "tasks": "task"}
 
 
 def add_arguments(parser: Parser) -> None:
     """One optional positional: what to list."""
-    parser.add_argument("what", nargs="?", default="all", help="mixers or models; both where nothing is said")
+    parser.add_argument("what", nargs="?", default="all", help="mixers, models or tasks; all where nothing is said")
 
 
 def run(options: Any) -> int:

@@ -27,6 +27,8 @@ def open_run(path: str, device: str = "cpu") -> Run:
     Raises SeriatimError where the folder is neither, or the device is not there.
     """
     config = read_config(path)
+    if "task" in config:
+        raise SeriatimError(f"run {path!r} was trained on the task {config['task']['task']!r}; it has read no text")
 
     from seriatim.data.tokenizer import load_tokenizer
     from seriatim.train.checkpoint import load
@@ -50,7 +52,9 @@ def read_config(path: str) -> dict[str, Any]:
     try:
         found = json.loads(source.read_text(encoding="utf-8"))
         config = found["config"] if source.name == "meta.json" else found
-        parts = {"model": dict, "data": str, "tokenizer": dict, "train": dict}
+        parts = {"model": dict, "train": dict} | (
+            {"task": dict} if "task" in config else {"data": str, "tokenizer": dict}
+        )
         if all(isinstance(config[name], kind) for name, kind in parts.items()):
             return config
     except (OSError, ValueError, KeyError, AttributeError, TypeError):

@@ -1,4 +1,4 @@
-"""What mixers and models are, read from their source files without importing them (and torch with them)."""
+"""What mixers, models and tasks are, read from their source files without importing them (and torch with them)."""
 
 import ast
 import textwrap
@@ -10,7 +10,7 @@ from seriatim.core.build import names
 
 __all__ = ["Parameter", "Part", "describe", "signature"]
 
-_FOLDERS = {"mixer": ("mixers", "backbones"), "model": ("models",)}
+_FOLDERS = {"mixer": ("mixers", "backbones"), "model": ("models",), "task": ("tasks",)}
 
 
 class Parameter(NamedTuple):
@@ -24,7 +24,7 @@ class Parameter(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A mixer or a model."""
+    """A mixer, a model or a task."""
 
     name: str
     summary: str
@@ -33,7 +33,7 @@ class Part(NamedTuple):
 
 
 def describe(kind: str) -> list[Part]:
-    """Every part of a kind ("mixer" or "model"), by name."""
+    """Every part of a kind ("mixer", "model" or "task"), by name."""
     root = Path(seriatim.__file__).parent
     paths = {path.stem: path for folder in _FOLDERS[kind] for path in sorted((root / folder).rglob("*.py"))}
     return [_read(name, paths[name]) for name in names(kind)]

@@ -1,8 +1,8 @@
-"""Names and specs: any mixer or model from plain data, and back.
+"""Names and specs: any mixer, model or task from plain data, and back.
 
 A spec is a name, `"gla"`, or a dictionary of the name and the constructor's arguments, `{"mixer": "gla", "heads":
-4}`. It survives JSON. A name is the stem of the file that holds the class; a class of one's own is named
-`"package.module:Class"`.
+4}`. It survives JSON. A task is always given as a dictionary, `{"task": "parity"}`. A name is the stem of the file that
+holds the class; a class of one's own is named `"package.module:Class"`.
 """
 
 import inspect
@@ -19,11 +19,15 @@ __all__ = ["Spec", "build", "check_options", "names", "resolve", "spec"]
 
 Spec: TypeAlias = str | Mapping[str, Any]
 
-_HOMES = {"mixer": ("seriatim.mixers", "seriatim.backbones"), "model": ("seriatim.models",)}
+_HOMES = {
+    "mixer": ("seriatim.mixers", "seriatim.backbones"),
+    "model": ("seriatim.models",),
+    "task": ("seriatim.tasks",),
+}
 
 
 def names(kind: str = "mixer") -> list[str]:
-    """The names that `build` knows. kind: "mixer" (backbones included) or "model"."""
+    """The names that `build` knows. kind: "mixer" (backbones included), "model" or "task"."""
     if kind not in _HOMES:
         raise SeriatimError(f"kind is {kind!r}; it must be one of {', '.join(_HOMES)}")
     return sorted(_modules(kind))
@@ -45,7 +49,7 @@ def resolve(name: str, kind: str = "mixer") -> type:
 
 
 def build(name: Spec, **options: Any) -> Any:
-    """Builds a mixer, or a model, from a spec.
+    """Builds a mixer, a model or a task from a spec.
 
     `build("gla", dim=256, heads=4)` and `build({"mixer": "gla", "heads": 4}, dim=256)` are the same. An option given
     in both places keeps the spec's value. Raises SeriatimError for an unknown name (listing the names) and for an
@@ -60,7 +64,7 @@ def build(name: Spec, **options: Any) -> Any:
 def spec(module: Any) -> dict[str, Any]:
     """The plain data from which `build` makes a module of the same configuration (weights are not part of it)."""
     cls = type(module)
-    kind = "model" if cls.__module__.startswith(_HOMES["model"]) else "mixer"
+    kind = next((kind for kind in ("model", "task") if cls.__module__.startswith(_HOMES[kind])), "mixer")
     stem = cls.__module__.rpartition(".")[2]
     known = _modules(kind).get(stem) == cls.__module__ and resolve(stem, kind) is cls
     description: dict[str, Any] = {kind: stem if known else f"{cls.__module__}:{cls.__qualname__}"}
@@ -89,7 +93,9 @@ def _parse(name: Spec, options: dict[str, Any]) -> tuple[str, str, dict[str, Any
     if isinstance(name, str):
         return ("model" if name in _modules("model") else "mixer"), name, options
     if not isinstance(name, Mapping):
-        raise SeriatimError(f"a spec is {name!r}; it must be a name or a dictionary with the key 'mixer' or 'model'")
+        raise SeriatimError(
+            f"a spec is {name!r}; it must be a name or a dictionary with the key 'mixer', 'model' or 'task'"
+        )
     kinds = [kind for kind in _HOMES if kind in name]
     if len(kinds) != 1:
         raise SeriatimError(f"a spec is {dict(name)!r}; it must have one key of {', '.join(_HOMES)}")
