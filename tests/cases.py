@@ -43,6 +43,7 @@ CASES = [
     Case("based", dim=16, heads=2, query_dim=6),
     Case("mlstm", dim=8, heads=2),
     Case("mlstm", dim=8, heads=2, forget_gate="exp", conv_size=2, block_size=8),
+    Case("plstm", dim=16, heads=2),
     Case("mamba", dim=16),
     Case("mixture_of_memories", dim=16, heads=2),
     Case("mixture_of_memories", dim=16, heads=2, memories=3, active=1, shared=False, rule="gla"),

@@ -8,8 +8,10 @@ from seriatim.kernels.cpu.step.engine import StepEngine
 from seriatim.ops.attention import attention
 from seriatim.ops.backend import backend, kernels_wanted
 from seriatim.ops.cell_scan import cell_scan
+from seriatim.ops.dag_scan import dag_scan, line_graph
 from seriatim.ops.delta_scan import delta_scan
 from seriatim.ops.diagonal_scan import diagonal_scan
+from seriatim.ops.grid_scan import grid_scan
 from seriatim.ops.matrix_scan import matrix_scan
 from seriatim.ops.max_scan import max_scan
 from seriatim.ops.selective_scan import selective_scan
@@ -20,8 +22,11 @@ __all__ = [
     "attention",
     "backend",
     "cell_scan",
+    "dag_scan",
     "delta_scan",
     "diagonal_scan",
+    "grid_scan",
+    "line_graph",
     "matrix_scan",
     "max_scan",
     "selective_scan",
