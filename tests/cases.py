@@ -55,4 +55,5 @@ CASES = [
     Case("window", dim=16, heads=2, size=9),
     Case("stack", dim=16, layers=LAYERS),
     Case("language_model", vocab_size=31, dim=16, layers=LAYERS),
+    Case("language_model", vocab_size=5, dim=16, layers=LAYERS, ngram_heads=[1, 3]),
 ]

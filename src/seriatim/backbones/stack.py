@@ -100,10 +100,17 @@ class Stack(Mixer):
         return tuple(block.mixer.init_state(batch) for block in self._blocks()) if self.causal else ()
 
     def mix(self, x: Tensor, state: State, reset: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, State]:
+        return self.run(slice(None), x, state, reset, lengths)
+
+    def run(
+        self, part: slice, x: Tensor, state: State, reset: Tensor | None, lengths: Tensor | None
+    ) -> tuple[Tensor, State]:
+        """Only the blocks of `part`, as `forward` runs them all: takes the whole state, returns that of the part."""
         new = []
-        for block, old in zip(self._blocks(), state if self.causal else [None] * len(self.blocks), strict=True):
-            x, state = block(x, old, reset, lengths)
-            new.append(state)
+        old = state[part] if self.causal else [None] * len(self.blocks[part])
+        for block, each in zip(self._blocks()[part], old, strict=True):
+            x, after = block(x, each, reset, lengths)
+            new.append(after)
         return x, tuple(new) if self.causal else ()
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
@@ -122,10 +129,16 @@ class Stack(Mixer):
 def reference(m: Stack, x: Tensor) -> Tensor:
     """The residual equations, each mixer by its own reference."""
     for block in m.blocks:
-        x = x + sys.modules[type(block.mixer).__module__].reference(block.mixer, _normed(m, block.mixer_norm, x))
-        if block.feed_forward is not None:
-            x = x + _fed(m, block.feed_forward, _normed(m, block.feed_forward_norm, x))
+        x = reference_block(m, block, x)
     return x
+
+
+def reference_block(m: Stack, block: Any, x: Tensor) -> Tensor:
+    """One block's residual equations."""
+    x = x + sys.modules[type(block.mixer).__module__].reference(block.mixer, _normed(m, block.mixer_norm, x))
+    if block.feed_forward is None:
+        return x
+    return x + _fed(m, block.feed_forward, _normed(m, block.feed_forward_norm, x))
 
 
 def _normed(m: Stack, norm: Any, x: Tensor) -> Tensor:
