@@ -73,8 +73,7 @@ def selective_scan(
     check_reset(reset, x)
     arguments = cast(compute_dtype(x, delta, A, B, C, D, state), x, delta, A, B, C, D, state)
     with full_precision(x.device):
-        large = x.size(1) > 1 or x.size(0) * A.numel() >= LEAST
-        kernels = {"cpu": compiled} if large and not signed else {}
+        kernels = {"cpu": compiled} if x.size(1) > 1 or x.size(0) * A.numel() >= LEAST else {}
         run = choose({"reference": reference, "torch": chunked, **kernels}, arguments[0])
         y, state = run(*arguments[:-1], state=arguments[-1], reset=reset, signed=signed)
     return y.to(x.dtype), state
