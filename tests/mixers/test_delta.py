@@ -128,7 +128,7 @@ def test_two_reflections_are_a_rotation():
 @pytest.mark.parametrize("eigenvalues", ["positive", "signed"])
 @torch.no_grad()
 def test_thousands_of_tokens_stay_bounded_in_single_precision(name, options, eigenvalues):
-    """A write adds at most beta |v|; what signed writes leave undamped goes on as a random walk."""
+    """A write adds at most beta |v|. Signed ones damp less of what is there, so more of the writes' noise stays."""
     mixer = made(name, **options, eigenvalues=eigenvalues)
     mixer.beta.weight.mul_(20)
     state, sizes, largest = mixer.init_state(2), [], 0.0

@@ -8,7 +8,7 @@ Dimensions: B batch, T time, E channels, N state size.
 
 The parallel path is that of :mod:`seriatim.ops.selective_chunks`.
 Source: Gu and Dao, 2023, arXiv:2312.00752, equation 2 with the discretisation of its code (B by Euler's rule), section
-3.3.2. Signed: Grazzi et al., 2024, arXiv:2411.12537, section 4.3.
+3.3.2. Signed: Grazzi et al., 2024, arXiv:2411.12537.
 """
 
 import torch
@@ -73,8 +73,7 @@ def selective_scan(
     check_reset(reset, x)
     arguments = cast(compute_dtype(x, delta, A, B, C, D, state), x, delta, A, B, C, D, state)
     with full_precision(x.device):
-        large = x.size(1) > 1 or x.size(0) * A.numel() >= LEAST
-        kernels = {"cpu": compiled} if large and not signed else {}
+        kernels = {"cpu": compiled} if x.size(1) > 1 or x.size(0) * A.numel() >= LEAST else {}
         run = choose({"reference": reference, "torch": chunked, **kernels}, arguments[0])
         y, state = run(*arguments[:-1], state=arguments[-1], reset=reset, signed=signed)
     return y.to(x.dtype), state

@@ -39,7 +39,7 @@ def selective_scan(
         return x, x.new_zeros(x.size(0), *A.shape) if state is None else state
     inputs = (x, delta, A, B, C, D, state)
     keep = torch.is_grad_enabled() and any(z is not None and z.requires_grad for z in inputs)
-    y, last, _ = forward(*inputs, reset, keep)
+    y, last, _ = forward(*inputs, reset, keep, signed)
     return y, last
 
 
@@ -79,13 +79,14 @@ def forward(
     state: Tensor | None,
     reset: Tensor | None,
     keep: bool,
+    signed: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y (B, T, E), the last state (B, E, N), and if `keep` the states before each chunk, in the kernel's order."""
     y, last, starts = (room(x, *shape) for shape in _shapes(x, A, keep))
     inputs = [rows(z) for z in (x, delta, A, B, C, D, state, reset)]
     items, states = x.size(0) * -(-x.size(2) // _LANES), A.size(1)
     outputs = (y, last, starts if keep else None)
-    _forward(items, *inputs, chunk_size(states), _LANES, *outputs, scratch=4 * states * _LANES)
+    _forward(items, *inputs, chunk_size(states), _LANES, int(signed), *outputs, scratch=4 * states * _LANES)
     return y, last, starts
 
 
@@ -101,6 +102,7 @@ def backward(
     D: Tensor | None,
     reset: Tensor | None,
     starts: Tensor,
+    signed: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of x, delta, A, B, C, D and the state."""
     batch, time, channels = x.shape
@@ -112,7 +114,7 @@ def backward(
     grad_B, grad_C = (room(x, items, batch, time, states) for _ in range(2))
     inputs = [rows(z) for z in (grad_y, grad_last, x, delta, A, B, C, D, reset, starts)]
     outputs = (grad_x, grad_delta, grad_state, grad_A, grad_D, grad_B, grad_C)
-    _backward(batch * items, *inputs, tokens, width, *outputs, scratch=_backward_scratch(states, tokens))
+    _backward(batch * items, *inputs, tokens, width, int(signed), *outputs, scratch=_backward_scratch(states, tokens))
     return grad_x, grad_delta, grad_A.sum(0), grad_B.sum(0), grad_C.sum(0), grad_D.sum(0), grad_state
 
 
@@ -125,28 +127,38 @@ def _shapes(x: Tensor, A: Tensor, keep: bool) -> tuple[tuple[int, ...], ...]:
 
 @forward.register_fake
 def _(
-    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Any, state: Any, reset: Any, keep: bool
+    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Any, state: Any, reset: Any, keep: bool, signed: Any
 ) -> tuple[Tensor, ...]:
     return tuple(x.new_empty(shape) for shape in _shapes(x, A, keep))
 
 
 @backward.register_fake
 def _(
-    grad_y: Any, grad_last: Tensor, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Any, r: Any, s: Any
+    grad_y: Any,
+    grad_last: Tensor,
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Any,
+    reset: Any,
+    starts: Any,
+    signed: Any,
 ) -> tuple[Tensor, ...]:
     return *(x.new_empty(z.shape) for z in (x, delta, A, B, C)), x.new_empty(x.size(2)), x.new_empty(grad_last.shape)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    x, delta, A, B, C, D, state, reset, _ = inputs
+    x, delta, A, B, C, D, state, reset, _, ctx.signed = inputs
     ctx.save_for_backward(x, delta, A, B, C, D, reset, output[2])
     ctx.has_state = state is not None
 
 
 def _gradients(ctx: Any, grad_y: Tensor, grad_last: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     *inputs, D, reset, starts = ctx.saved_tensors
-    *grads, grad_D, grad_state = backward(grad_y, grad_last, *inputs, D, reset, starts)
-    return *grads, None if D is None else grad_D, grad_state if ctx.has_state else None, None, None
+    *grads, grad_D, grad_state = backward(grad_y, grad_last, *inputs, D, reset, starts, ctx.signed)
+    return *grads, None if D is None else grad_D, grad_state if ctx.has_state else None, None, None, None
 
 
 differentiable(forward, _save, _gradients)

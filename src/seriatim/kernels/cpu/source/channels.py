@@ -25,12 +25,13 @@ __all__ = [
     "lane_sums",
     "read_rates",
     "read_rows",
+    "signed_decay",
 ]
 
 VECTOR = 4 * WIDTH  # bytes of a vector
 _FLOAT, _SMALL = ir.FloatType(), ir.IntType(32)
 _FLOATS, _BITS = ir.VectorType(_FLOAT, WIDTH), ir.VectorType(_SMALL, WIDTH)
-_ZERO, _LOG2_E = np.float32(0), np.float32(1.4426950408889634)
+_ZERO, _ONE, _LOG2_E = np.float32(0), np.float32(1), np.float32(1.4426950408889634)
 _ROUND = np.float32(12582912.0 + 127.0)  # 1.5 * 2^23 + 127: adding it rounds; the whole plus 127 is in the lowest bits
 _MODERATE = np.float32(126)  # exponents up to this one are those of normal numbers
 _SMALLEST, _LARGEST = np.float32(-127), np.float32(128)  # exponents whose powers come out as 0, and not finite
@@ -196,6 +197,14 @@ def decay(step, rate, moderate):
     """2^(step rate)."""
     whole, part = _power(step, rate, moderate)
     return fused(whole, part, whole)
+
+
+@_exact
+def signed_decay(step, rate, moderate):
+    """2 2^(step rate) - 1, rounded but once: twice the power of two less 1 is exact."""
+    whole, part = _power(step, rate, moderate)
+    twice = whole + whole
+    return fused(twice, part, twice - every(_ONE))
 
 
 @_exact

@@ -16,6 +16,7 @@ from seriatim.kernels.cpu.source.channels import (
     fused,
     is_moderate,
     lane_sums,
+    signed_decay,
 )
 from seriatim.kernels.cpu.source.lanes import WIDTH, every, lanes, load, number, store
 from seriatim.kernels.cpu.source.language import address, function
@@ -127,7 +128,7 @@ def _start(given, chunk, n, states):
 
 
 @function
-def replay(memory, given, chunk, n, some, steepest):
+def replay(memory, given, chunk, n, some, steepest, signed):
     """The decays and the states of a chunk, for `some` of the state values from n on."""
     whole, size, rates = lanes(WIDTH), VECTOR * some, memory.rates + VECTOR * n
     before = _start(given, chunk, n, given.B.shape[2])
@@ -137,17 +138,18 @@ def replay(memory, given, chunk, n, some, steepest):
         if begins(given.reset, chunk.b, chunk.begin + i):
             _write(after, some, u, B)
         else:
-            _replay_token(after, before, decays, rates, some, step, is_moderate(step, steepest), u, B)
+            _replay_token(after, before, decays, rates, some, step, is_moderate(step, steepest), u, B, signed)
         before = after
 
 
 @function
-def _replay_token(after, before, decays, rates, some, step, moderate, u, B):
-    """h = 2^(step rates) h + u B; the decays are kept."""
+def _replay_token(after, before, decays, rates, some, step, moderate, u, B, signed):
+    """h = 2^(step rates) h + u B, or with the signed decay; the decays are kept."""
     whole = lanes(WIDTH)
     for n in range(some):
         at = VECTOR * n
-        a = decay(step, load(rates + at, whole), moderate)
+        rate = load(rates + at, whole)
+        a = signed_decay(step, rate, moderate) if signed else decay(step, rate, moderate)
         store(a, decays + at, whole)
         store(fused(a, load(before + at, whole), u * number(B + 4 * n)), after + at, whole)
 
@@ -160,7 +162,7 @@ def _write(after, some, u, B):
 
 
 @function
-def retreat(memory, given, parts, chunk, n, some, tokens, steepest):
+def retreat(memory, given, parts, chunk, n, some, tokens, steepest, signed):
     """The gradients of a chunk from those of the next, for `some` of the state values from n on."""
     whole, size, span = lanes(WIDTH), VECTOR * some, every(ZERO)
     carry, rates, sums = memory.carry + VECTOR * n, memory.rates + VECTOR * n, memory.sums + VECTOR * n
@@ -183,13 +185,16 @@ def retreat(memory, given, parts, chunk, n, some, tokens, steepest):
         else:
             before = after - size if i > 0 else _start(given, chunk, n, given.B.shape[2])
             decays = memory.decays + i * size
-            grad_u, grad_step = _retreat_token(memory, carry, rates, decays, before, after, some, above, step, u, B, C)
+            grad_u, grad_step = _retreat_token(
+                memory, carry, rates, decays, before, after, some, above, step, u, B, C, signed
+            )
         store(load(memory.grad_u + at, whole) + grad_u, memory.grad_u + at, whole)
         store(load(memory.grad_step + at, whole) + grad_step, memory.grad_step + at, whole)
         _add(address(parts.grad_write, chunk.block, b, t, n), lane_sums(memory.products), some, chunk.is_first)
         reads = lane_sums(memory.products + VECTOR * WIDTH)
         _add(address(parts.grad_read, chunk.block, b, t, n), reads, some, chunk.is_first)
-    close_chunk(carry, memory.local, memory.later, rates, some, span, steepest)
+    if not signed:
+        close_chunk(carry, memory.local, memory.later, rates, some, span, steepest)
     for i in range(some):
         at = VECTOR * i
         store(load(sums + at, whole) + load(memory.local_sums + at, whole), sums + at, whole)
@@ -206,7 +211,7 @@ def _fetch(given, parts, b, t, first, tokens):
 
 
 @function
-def _retreat_token(memory, carry, rates, decays, before, after, some, above, step, u, B, C):
+def _retreat_token(memory, carry, rates, decays, before, after, some, above, step, u, B, C, signed):
     """A token's gradients. What is read of a state value is read before anything is written: that is faster."""
     whole, grad_u, grad_step = lanes(WIDTH), every(ZERO), every(ZERO)
     for i in range(some):
@@ -218,10 +223,10 @@ def _retreat_token(memory, carry, rates, decays, before, after, some, above, ste
         grad_u = fused(g, number(B + 4 * i), grad_u)
         store(u * g, memory.products + at, whole)
         store(above * h, memory.products + VECTOR * WIDTH + at, whole)
-        g = a * g
-        store(g, carry + at, whole)
+        earlier = a * g
+        store(earlier, carry + at, whole)
         store(a * local, memory.local + at, whole)
-        g = g * old
+        g = (earlier + g if signed else earlier) * old
         grad_step = fused(rate, g, grad_step)
         store(fused(step, g, total), memory.local_sums + at, whole)
     return grad_u, grad_step

@@ -10,6 +10,9 @@ With a_t = exp(delta_t A), u_t = delta_t x_t and G_t the gradient that reaches h
 Rounding grows with the number of tokens that a number lives through. So what the tokens of a chunk give is summed up
 apart from what came before it, which is decayed by exp(A times the sum of the chunk's steps), once a chunk.
 
+Where `signed` is not 0, a_t = 2 exp(delta_t A) - 1, and in grad_A and grad_delta_t G_{t-1} becomes (a_t + 1) g_t. A
+product of such decays is no exponential: what came before the chunk is then decayed token by token.
+
 Dimensions: B batch, T time, E channels, N state values. The state values of WIDTH channels are N vectors.
 """
 
@@ -27,6 +30,7 @@ from seriatim.kernels.cpu.source.channels import (
     is_moderate,
     read_rates,
     read_rows,
+    signed_decay,
 )
 from seriatim.kernels.cpu.source.lanes import WIDTH, every, lanes, load, number, store
 from seriatim.kernels.cpu.source.language import (
@@ -74,6 +78,7 @@ def forward(
     reset: Bools2,
     tokens: Index,
     width: Index,
+    signed: Index,
     y: Floats3,
     last: Floats3,
     starts: Floats3,
@@ -111,9 +116,14 @@ def forward(
                     span = every(ZERO)
                 step, value = load(address(delta, b, t, first), some), load(address(x, b, t, first), some)
                 u, moderate, span = step * value, is_moderate(step, steepest), span + step
-                total = _advance(memory, states, step, moderate, u, address(B, b, t), address(C, b, t), skip * value)
+                ports, passed = (address(B, b, t), address(C, b, t)), skip * value
+                if signed:
+                    total = _advance_signed(memory.h, memory.rates, states, step, moderate, u, ports, passed)
+                else:
+                    total = _advance(memory, states, step, moderate, u, ports, passed)
                 store(total, address(y, b, t, first), some)
-            close_chunk(memory.h, memory.local, memory.before, memory.rates, states, span, steepest)
+            if not signed:
+                close_chunk(memory.h, memory.local, memory.before, memory.rates, states, span, steepest)
         transpose(states, count, memory.h, WIDTH, address(last, b, first), last.strides[1] // 4)
 
 
@@ -127,9 +137,9 @@ class States(NamedTuple):
 
 
 @function
-def _advance(memory, states, step, moderate, u, B, C, total):
-    """h = 2^(step rates) h + u B; returns total + h C."""
-    whole = lanes(WIDTH)
+def _advance(memory, states, step, moderate, u, ports, total):
+    """h = 2^(step rates) h + u B; returns total + h C. The ports are B and C."""
+    whole, (B, C) = lanes(WIDTH), ports
     for n in range(states):
         at = VECTOR * n
         h, local = load(memory.h + at, whole), load(memory.local + at, whole)
@@ -137,6 +147,19 @@ def _advance(memory, states, step, moderate, u, B, C, total):
         h = fused(a, h, new)
         store(h, memory.h + at, whole)
         store(fused(a, local, new), memory.local + at, whole)
+        total = fused(h, number(C + 4 * n), total)
+    return total
+
+
+@function
+def _advance_signed(place, rates, states, step, moderate, u, ports, total):
+    """The same with the signed decay, of the state alone."""
+    whole, (B, C) = lanes(WIDTH), ports
+    for n in range(states):
+        at = VECTOR * n
+        a = signed_decay(step, load(rates + at, whole), moderate)
+        h = fused(a, load(place + at, whole), u * number(B + 4 * n))
+        store(h, place + at, whole)
         total = fused(h, number(C + 4 * n), total)
     return total
 
@@ -157,6 +180,7 @@ def backward(
     starts: Floats3,
     tokens: Index,
     width: Index,
+    signed: Index,
     grad_x: Floats3,
     grad_delta: Floats3,
     grad_state: Floats3,
@@ -187,8 +211,8 @@ def backward(
             chunk = Chunk(b, block, index, begin, min(tokens, time - begin), first, count, first == block * width)
             read_chunk(memory, given, chunk)
             for n in range(0, states, WIDTH):
-                replay(memory, given, chunk, n, min(WIDTH, states - n), steepest)
-                retreat(memory, given, parts, chunk, n, min(WIDTH, states - n), tokens, steepest)
+                replay(memory, given, chunk, n, min(WIDTH, states - n), steepest, signed)
+                retreat(memory, given, parts, chunk, n, min(WIDTH, states - n), tokens, steepest, signed)
             grad_skip = grad_skip + write_chunk(memory, parts, chunk, skip)
         transpose(states, count, memory.carry, WIDTH, address(grad_state, b, first), grad_state.strides[1] // 4)
         transpose(states, count, memory.sums, WIDTH, address(grad_A, b, first), grad_A.strides[1] // 4)
