@@ -37,6 +37,7 @@ CASES = [
     Case("based", dim=16, heads=2, query_dim=6),
     Case("mlstm", dim=8, heads=2),
     Case("mlstm", dim=8, heads=2, forget_gate="exp", conv_size=2, block_size=8),
+    Case("rwkv4", dim=16, layer=1, layers=3),
     Case("mamba", dim=16),
     Case("attention", dim=16, heads=2),
     Case("attention", dim=16, heads=4, kv_heads=2),
