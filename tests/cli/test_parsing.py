@@ -12,7 +12,7 @@ def test_no_arguments_and_help_print_the_commands(seriatim):
     assert seriatim("--version").out.startswith("seriatim ")
 
 
-@pytest.mark.parametrize("command", ["list", "train", "train task", "generate", "evaluate", "info"])
+@pytest.mark.parametrize("command", ["list", "train", "train task", "compare", "generate", "evaluate", "info"])
 def test_every_command_has_a_help(seriatim, command):
     result = seriatim(*command.split(), "--help")
     assert result.status == 0

@@ -21,6 +21,7 @@ COMMANDS = (
     Command("list", "mixers, models and tasks by name, what each is and which options it takes", "seriatim.cli.list"),
     Command("train", "train a language model on a text, and keep it in a run folder", "seriatim.cli.train"),
     Command("train task", "train a model on a synthetic task, and see what it can do", "seriatim.cli.train_task"),
+    Command("compare", "train several mixers on one task, at equal size and in equal time", "seriatim.cli.compare"),
     Command("generate", "write on from a prompt or from a saved state", "seriatim.cli.generate"),
     Command("evaluate", "measure a trained model on held-out text", "seriatim.cli.evaluate"),
     Command("warmup", "compile the CPU kernels now, not at their first use", "seriatim.cli.warmup"),

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["describe", "draw", "finish", "level_names", "percent", "plain_text", "table"]
+__all__ = ["COLOURS", "describe", "draw", "finish", "level_names", "percent", "plain_text", "table"]
 
 WIDTH = 150  # where no terminal says one
 COLOURS = ("#1b6ca8", "#c8553d", "#2a9d5c", "#8e5ea2", "#d99a1c", "#4d4d4d")

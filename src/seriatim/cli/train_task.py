@@ -53,7 +53,7 @@ def run(options: Any) -> int:
 
     seed(settings.seed)
     model = build_model(task.vocab_size, options.model.as_dict())
-    config = {"model": spec(model), "task": spec(task), "lengths": lengths._asdict(), "train": settings.plain()}
+    config = {"task": spec(task), "lengths": lengths._asdict(), "model": spec(model), "train": settings.plain()}
     folder = RunFolder(options.out, config, options.resume)
     with resumable(f"seriatim train task --out {quote(options.out)} --resume"):
         return _fit(model, task, lengths, settings, folder)
