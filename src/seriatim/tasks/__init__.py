@@ -1,0 +1,1 @@
+"""Synthetic tasks, each a seeded generator and its metric in one file."""
