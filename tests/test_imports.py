@@ -14,7 +14,7 @@ LAYERS = [
     ["ops"],
     ["nn"],
     ["mixers"],
-    ["backbones"],
+    ["backbones", "vision"],
     ["models"],
     ["objectives", "decoding", "analysis", "compress", "parallel", "train"],
     ["tasks", "data", "interop", "serve"],

@@ -1,0 +1,1 @@
+"""Backbones of images: (batch, channels, height, width) to features."""
