@@ -25,6 +25,8 @@ CASES = [
     Case("gru", dim=16, heads=2),
     Case("aaren", dim=16, heads=2),
     Case("gla", dim=16, heads=2),
+    Case("lightnet", dim=16, heads=2),
+    Case("lightnet", dim=12, heads=2, causal=False, shape=[5]),
     Case("mamba", dim=16),
     Case("attention", dim=16, heads=2),
     Case("attention", dim=16, heads=4, kv_heads=2),
