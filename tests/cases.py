@@ -46,6 +46,8 @@ CASES = [
     Case("plstm", dim=16, heads=2),
     Case("rwkv4", dim=16, layer=1, layers=3),
     Case("rwkv6", dim=16, heads=2, mix_rank=3, decay_rank=4, layer=1, layers=3),
+    Case("lightnet", dim=16, heads=2),
+    Case("lightnet", dim=12, heads=2, causal=False, shape=[5]),
     Case("mamba", dim=16),
     Case("mixture_of_memories", dim=16, heads=2),
     Case("mixture_of_memories", dim=16, heads=2, memories=3, active=1, shared=False, rule="gla"),

@@ -57,12 +57,16 @@ def add_task_options(parser: Parser, stored: Mapping[str, Any]) -> None:
 def chosen_task(options: Any) -> "Task":
     """The task that the options describe."""
     from seriatim.core.build import build, names
+    from seriatim.tasks.base import Task
 
     given = options.task.as_dict()
     name = given.pop("name", None)
     if not name:
         raise SeriatimError(f"--task.name is not given; it must be one of {', '.join(names('task'))}")
-    return build({"task": name, **given})
+    task = build({"task": name, **given})
+    if not isinstance(task, Task):
+        raise SeriatimError(f"--task.name is {name!r}, which does not make sequences of tokens, as this command needs")
+    return task
 
 
 def chosen_lengths(options: Any, task: "Task") -> Lengths:

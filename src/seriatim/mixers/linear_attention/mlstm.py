@@ -176,6 +176,7 @@ def matrix_cell(
 
 def reference(m: MLSTM, x: Tensor) -> Tensor:
     """The paper's equations without a stabiliser, one sequence, token and head at a time."""
+    assert m.conv.bias is not None
     w_i, w_f = m.gates.weight.chunk(2)
     b_i, b_f = m.gates.bias.chunk(2)
     w_q, w_k, w_v = (torch.block_diag(*blocks) for blocks in (m.query, m.key, m.value))
@@ -186,7 +187,7 @@ def reference(m: MLSTM, x: Tensor) -> Tensor:
         for token in sequence:
             u, z = (m.up.weight @ token).chunk(2)
             recent = [*recent[1:], u]
-            c = m.conv.bias + sum(m.conv.weight[:, j] * recent[j] for j in range(m.conv_size))
+            c = (m.conv.weight * torch.stack(recent, 1)).sum(1) + m.conv.bias
             c = c * torch.sigmoid(c)
             q, k, v, h = w_q @ c, w_k @ c, w_v @ u, []
             i = torch.exp(w_i @ torch.cat([q, k, v]) + b_i)
