@@ -108,7 +108,7 @@ def test_mistakes_are_refused_and_nothing_is_written(refused, tmp_path):
         return "compare", "--task.name", "parity", "--out", out, *OPTIONS, *options
 
     refused("--out is not given", "compare", "--task.name", "parity")
-    refused("--task.name is not given; it must be one of copying", "compare", "--out", out)
+    refused("--task.name is not given; it must be one of arrow_pointing, copying", "compare", "--out", out)
     refused("hold is 'size'; it must be one of", *compare("--hold", "size"))
     refused("seeds is 0; it must be a whole number above 0", *compare("--seeds", 0))
     refused("mixers is 'gla'; it must be a list such as [gla", *compare("--mixers", "gla"))

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,10 +30,14 @@ def trained(
     rate: float = 3e-3,
     decay: float = 0.1,
     seed: int = 0,
+    **options: Any,
 ) -> LanguageModel:
-    """A language model after some steps of AdamW: the rate rises over a tenth of them, then falls as a cosine."""
+    """A language model after some steps of AdamW: the rate rises over a tenth of them, then falls as a cosine.
+
+    options: of the model.
+    """
     torch.manual_seed(seed)
-    model = LanguageModel(task.vocab_size, dim=dim, layers=list(layers))
+    model = LanguageModel(task.vocab_size, dim=dim, layers=list(layers), **options)
     optimiser = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, steps))
     for _, batch_of_task in zip(range(steps), TaskBatches(task, batch, *lengths, seed), strict=False):
