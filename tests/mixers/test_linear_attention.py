@@ -75,6 +75,15 @@ def test_retention_depends_on_distance_alone():
     assert torch.allclose(late, m(x)[0], atol=1e-9)
 
 
+def test_positions_restart_with_a_document_and_stop_with_the_padding():
+    m, reset = build("retnet", dim=16, heads=2).double(), torch.zeros(3, 30, dtype=torch.bool)
+    reset[0, [4, 20]] = reset[2, 29] = True
+    _, state = m(features(3, 30, 16), reset=reset, lengths=torch.tensor([25, 30, 12]))
+    assert state.position.tolist() == [5, 30, 12]
+    _, state = m(features(3, 0, 16), state, reset=reset[:, :0])
+    assert state.position.tolist() == [5, 30, 12]
+
+
 def test_based_is_linear_attention_with_the_taylor_map():
     torch.manual_seed(0)
     based = build("based", dim=16, heads=2, query_dim=5).double()
