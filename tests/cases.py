@@ -17,6 +17,7 @@ class Case:
         return "-".join([self.name, *given])
 
 
+NO_PROMPT = {"parameters_have_gradients": "two weights read prompts only, of which a state must tell; tests of its own"}
 LAYERS = [{"mixer": "gla", "heads": 2}, {"mixer": "window", "heads": 2, "size": 9}]
 
 CASES = [
@@ -27,6 +28,7 @@ CASES = [
     Case("gla", dim=16, heads=2),
     Case("lightnet", dim=16, heads=2),
     Case("lightnet", dim=12, heads=2, causal=False, shape=[5]),
+    Case("prefix_linear", dim=16, heads=2, feature_dim=4, skip=NO_PROMPT),
     Case("mamba", dim=16),
     Case("attention", dim=16, heads=2),
     Case("attention", dim=16, heads=4, kv_heads=2),
