@@ -33,6 +33,8 @@ CASES = [
     Case("attention", dim=16, heads=2),
     Case("attention", dim=16, heads=4, kv_heads=2),
     Case("window", dim=16, heads=2, size=9),
+    Case("bidirectional", dim=16, inner={"mixer": "gla", "heads": 2}),
+    Case("bidirectional", dim=16, inner={"mixer": "window", "heads": 2, "size": 9}, combine="concat", tied=True),
     Case("stack", dim=16, layers=LAYERS),
     Case("language_model", vocab_size=31, dim=16, layers=LAYERS),
     Case("language_model", vocab_size=5, dim=16, layers=LAYERS, ngram_heads=[1, 3]),
