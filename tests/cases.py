@@ -17,6 +17,7 @@ class Case:
         return "-".join([self.name, *given])
 
 
+NO_PROMPT = {"parameters_have_gradients": "two weights read prompts only, of which a state must tell; tests of its own"}
 LAYERS = [{"mixer": "gla", "heads": 2}, {"mixer": "window", "heads": 2, "size": 9}]
 
 CASES = [
@@ -48,6 +49,7 @@ CASES = [
     Case("rwkv6", dim=16, heads=2, mix_rank=3, decay_rank=4, layer=1, layers=3),
     Case("lightnet", dim=16, heads=2),
     Case("lightnet", dim=12, heads=2, causal=False, shape=[5]),
+    Case("prefix_linear", dim=16, heads=2, feature_dim=4, skip=NO_PROMPT),
     Case("mamba", dim=16),
     Case("mixture_of_memories", dim=16, heads=2),
     Case("mixture_of_memories", dim=16, heads=2, memories=3, active=1, shared=False, rule="gla"),
@@ -57,6 +59,8 @@ CASES = [
     Case("attention", dim=16, heads=2),
     Case("attention", dim=16, heads=4, kv_heads=2),
     Case("window", dim=16, heads=2, size=9),
+    Case("bidirectional", dim=16, inner={"mixer": "gla", "heads": 2}),
+    Case("bidirectional", dim=16, inner={"mixer": "window", "heads": 2, "size": 9}, combine="concat", tied=True),
     Case("stack", dim=16, layers=LAYERS),
     Case("language_model", vocab_size=31, dim=16, layers=LAYERS),
     Case("language_model", vocab_size=5, dim=16, layers=LAYERS, ngram_heads=[1, 3]),

@@ -85,7 +85,7 @@ def test_mistakes_are_refused_and_nothing_is_written(refused, tmp_path):
     def train(*options, name="parity"):
         return "train", "task", "--task.name", name, "--out", out, *TINY_TASK, "--train.steps", 1, *options
 
-    refused("--task.name is not given; it must be one of copying, dyck,", "train", "task", "--out", out)
+    refused("--task.name is not given; it must be one of arrow_pointing, copying, dyck,", "train", "task", "--out", out)
     refused("--out is not given", "train", "task", "--task.name", "parity")
     refused("no task is named 'parties'; there are parity,", *train(name="parties"))
     refused("there is no option 'bits'; the signature is parity()", *train("--task.bits", 3))

@@ -1,5 +1,7 @@
+import pytest
 import torch
 
+from seriatim import ops
 from seriatim.nn.log_sum import document_log_sum, running_log_sum
 
 
@@ -19,10 +21,12 @@ def documents(reset):
         yield from ((row, a, b) for a, b in zip([0, *starts], [*starts, len(begins)], strict=True) if a < b)
 
 
-def test_running_sums_are_those_of_each_document():
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+def test_running_sums_are_those_of_each_document(backend):
     x, reset = data()
     nothing = torch.full((2, 3), float("-inf"), dtype=torch.float64)
-    z = running_log_sum(x, nothing, reset)
+    with ops.backend(backend):
+        z = running_log_sum(x, nothing, reset)
     for row, a, b in documents(reset):
         assert torch.allclose(z[row, a:b], x[row, a:b].logcumsumexp(0)), (row, a)
     assert torch.allclose(running_log_sum(x, nothing, None), x.logcumsumexp(1))
