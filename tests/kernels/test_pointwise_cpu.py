@@ -11,7 +11,7 @@ from seriatim.core.errors import SeriatimError
 from seriatim.kernels.cpu.guard import guarded
 from seriatim.kernels.cpu.pointwise import rms_norm, silu_gate, swiglu
 from seriatim.nn import pointwise as layers
-from seriatim.nn.norms import RMSNorm
+from seriatim.nn.norms import RMSNorm, l2_norm
 from seriatim.nn.pointwise import SMALL, gated, silu
 from seriatim.ops import backend
 
@@ -57,6 +57,26 @@ def test_rows_that_lie_apart():
     held_against_float64(
         lambda z: rms_norm(z, torch.ones(33), 1e-5), lambda z: F.rms_norm(z, (33,), None, 1e-5), [wide]
     )
+
+
+@pytest.mark.parametrize("rows", [3, SMALL])
+@pytest.mark.parametrize("size", [0.0, 1e-3, 1.0, 1e4])
+def test_lengths(rows, size):
+    """In the few rows of one token, and in those many that the kernel reads."""
+    wide = leaf(1, rows, 2, 3, size=size)  # the rows of a part lie apart
+    found = l2_norm(wide[:, 0])
+    high = wide.detach().double().requires_grad_()
+    wanted = high[:, 0] / (high[:, 0].square().sum(-1, keepdim=True) + 1e-6).sqrt()
+    assert_close([found], [wanted], 2e-6, "value")
+    above = leaf(2, rows, 3).detach()
+    (slope,), (exact,) = torch.autograd.grad(found, [wide], above), torch.autograd.grad(wanted, [high], above.double())
+    assert_close([slope], [exact], 2e-6, "gradient")
+
+
+def test_lengths_in_half_precision_are_not_rounded_above_one():
+    found = l2_norm(leaf(1, 1000, 48).detach().bfloat16())
+    assert found.dtype == torch.float32
+    assert found.norm(dim=-1).max() < 1 + 1e-6
 
 
 @pytest.mark.parametrize("module", [silu, lambda x: gated(x, 2 * x), layers.swiglu, RMSNorm(130)])

@@ -8,7 +8,7 @@ Dimensions: B batch, T time, E channels, N state size.
 
 The parallel path is that of :mod:`seriatim.ops.selective_chunks`.
 Source: Gu and Dao, 2023, arXiv:2312.00752, equation 2 with the discretisation of its code (B by Euler's rule), section
-3.3.2. Signed: Grazzi et al., 2024, arXiv:2411.12537, section 4.3.
+3.3.2. Signed: Grazzi et al., 2024, arXiv:2411.12537.
 """
 
 import torch

@@ -30,8 +30,8 @@ class DeltaNet(DeltaMixer):
         conv_size: taps of the short convolution.
         eigenvalues: "positive" for b = 1, "signed" for b = 2.
 
-    Source: Yang et al., 2024, arXiv:2406.06484, section 3.4; initialisation of its official code. Eigenvalues: Grazzi
-        et al., 2024, arXiv:2411.12537, section 4.3.
+    Source: Yang et al., 2024, arXiv:2406.06484, section 3; initialisation of its official code. Eigenvalues: Grazzi
+        et al., 2024, arXiv:2411.12537.
     """
 
     def __init__(self, dim: int, heads: int = 4, conv_size: int = 4, eigenvalues: str = "positive"):

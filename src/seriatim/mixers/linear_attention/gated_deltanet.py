@@ -35,8 +35,8 @@ class GatedDeltaNet(DeltaMixer):
         conv_size: taps of the short convolution.
         eigenvalues: "positive" for b = 1, "signed" for b = 2.
 
-    Source: Yang et al., 2024, arXiv:2412.06464, sections 3.1 and 3.4; widths and initialisation of its official code.
-        Eigenvalues: Grazzi et al., 2024, arXiv:2411.12537, section 4.3.
+    Source: Yang et al., 2024, arXiv:2412.06464, section 3; widths and initialisation of its official code.
+        Eigenvalues: Grazzi et al., 2024, arXiv:2411.12537.
     """
 
     def __init__(

@@ -38,7 +38,7 @@ class Mamba(SelectiveMixer):
         eigenvalues: "positive" or "signed".
 
     Source: Gu and Dao, 2023, arXiv:2312.00752, algorithm 2, sections 3.4 and 3.6; initialisation of its official
-        code. Eigenvalues: Grazzi et al., 2024, arXiv:2411.12537, section 4.3.
+        code. Eigenvalues: Grazzi et al., 2024, arXiv:2411.12537.
     """
 
     def __init__(
