@@ -18,7 +18,7 @@ def model(request):
     torch.manual_seed(0)
     model = LanguageModel(vocab_size=17, dim=16, layers=[request.param], tie_embeddings=False).double().eval()
     for parameter in model.parameters():  # away from the initial weights, under which all tokens look alike
-        parameter.data += 0.3 * torch.randn_like(parameter)
+        parameter.data += 0.5 * torch.randn_like(parameter)
     return model
 
 
