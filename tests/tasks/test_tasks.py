@@ -220,3 +220,57 @@ def test_the_letters_generate_the_group(group, order, letters):
 def test_both_orders_of_the_sets_come():
     task, random = build({"task": "set_disjointness"}), Random(0)
     assert {task.row(32, random).levels[0] for _ in range(20)} == {4, 25}
+
+
+def nested(tokens, opening, closing):
+    """How deep brackets are nested, at most."""
+    depth = [sum((t in opening) - (t in closing) for t in tokens[: place + 1]) for place in range(len(tokens))]
+    return max(depth)
+
+
+LEVELS = {
+    "mqar": lambda task, row, place: len(asked(row)),
+    "copying": lambda task, row, place: len(asked(row)),
+    "selective_copying": lambda task, row, place: len(asked(row)),
+    "induction_heads": lambda task, row, place: len(row.tokens[row.tokens.index(0) : -1]) - 1,
+    "parity": lambda task, row, place: sum(row.tokens[: place + 1]),
+    "modular_counting": lambda task, row, place: sum(row.tokens[: place + 1]),
+    "group_words": lambda task, row, place: place + 1,
+    "set_disjointness": lambda task, row, place: row.tokens.index(1) - 1,
+    "passkey": lambda task, row, place: row.tokens.index(11) - row.tokens.index(10) - 1 - task.digits,
+    "needle": lambda task, row, place: row.tokens.count(0),
+    "phone_book": lambda task, row, place: len(row.tokens[: row.tokens.index(10)]) // (1 + task.digits),
+    "dyck": lambda task, row, place: sum(1 if t <= task.kinds else -1 for t in row.tokens[: place + 1]),
+    "listops": lambda task, row, place: nested(row.tokens, range(10, 14), [14]),
+}
+
+
+@pytest.mark.parametrize(("name", "options"), [case for case in CASES if case[0] in LEVELS], ids=str)
+def test_levels_are_what_the_task_says(name, options):
+    task, random = build({"task": name, **options}), Random(1)
+    for length in lengths(task) * 4:
+        row = task.row(length, random)
+        for place in asked(row):
+            assert row.levels[place] == LEVELS[name](task, row, place)
+
+
+@pytest.mark.parametrize("brackets", [True, False])
+def test_levels_of_arithmetic(brackets):
+    task, random = build({"task": "modular_arithmetic", "brackets": brackets}), Random(1)
+    for length in range(2, 40):
+        row = task.row(length, random)
+        level = nested(row.tokens, [8], [9]) if brackets else sum(5 <= token <= 7 for token in row.tokens)
+        assert row.levels[-1] == level
+        assert len(row.tokens) == length if brackets else len(row.tokens) >= length - 1
+
+
+def test_sizes_are_bounded():
+    random = Random(0)
+    assert max(build({"task": "dyck", "depth": 3}).row(200, random).levels) == 3
+    listops = build({"task": "listops", "depth": 2, "arguments": 3})
+    rows = [listops.row(60, random) for _ in range(600)]
+    assert max(row.levels[0] for row in rows) == 2
+    assert max(sum(token < 10 for token in row.tokens) for row in rows) == 9
+    for name, option in [("mqar", "pairs"), ("copying", "count"), ("needle", "needles"), ("phone_book", "entries")]:
+        task = build({"task": name, option: 3})
+        assert {task.row(80, random).levels[-1] for _ in range(50)} == {1, 2}

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["add_arguments", "run"]
 
 MODEL = {"dim": 64, "expansion": 2.0}
-BUDGET = {"steps": 400, "minutes": 0.2, "evaluate_every": 0}
+BUDGET = {"steps": 300, "minutes": 0.2, "evaluate_every": 0}
 
 
 def add_arguments(parser: "Parser") -> None:
