@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -40,6 +42,26 @@ def test_transitions_of_both_signs_agree_with_the_reference():
     found, wanted, inputs = mixer(x)[0], reference(mixer, x), [x, *mixer.parameters()]
     assert_close([found], [wanted], 1e-10, "value")
     assert_close(gradients(found, inputs), gradients(wanted, inputs), 1e-9, "gradient")
+
+
+def test_transitions_of_both_signs_carry_on():
+    """The whole is its pieces, in the state too, with resets and padding among them."""
+    mixer, x = lively(), tokens().requires_grad_()
+    reset = torch.zeros(2, 23, dtype=torch.bool)
+    reset[0, [3, 4, 11]] = reset[1, 22] = True
+    lengths, state = torch.tensor([23, 17]), mixer(tokens(4))[1]
+    whole = mixer(x, state, reset=reset, lengths=lengths)
+    outputs, after = [], state
+    for begin, end in pairwise([0, 1, 4, 4, 11, 20, 23]):
+        real = (lengths - begin).clamp(0, end - begin)
+        y, after = mixer(x[:, begin:end], after, reset=reset[:, begin:end], lengths=real)
+        outputs.append(y)
+    pieces, whole = [torch.cat(outputs, 1)[1, :17], after], [whole[0][1, :17], whole[1]]
+    assert_close(pieces, whole, 1e-11, "value")
+    assert_close(gradients(pieces, [x]), gradients(whole, [x]), 1e-10, "gradient")
+    for t in range(23):
+        y, state = mixer.step(x[:1, t], torch.where(reset[:1, t, None, None, None], 0.0, state[:1]))
+    assert_close([state], [whole[1][:1]], 1e-11, "state of steps")
 
 
 def test_small_and_no_transitions_agree_with_the_reference():

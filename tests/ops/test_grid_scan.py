@@ -11,7 +11,7 @@ from seriatim.core.errors import SeriatimError
 from seriatim.ops import backend, dag_scan, line_graph, matrix_scan
 from seriatim.ops.grid_scan import grid_scan
 
-SIDES = [1, 2, 3, 5, 7, 16, 17]
+SIDES = [1, 2, 3, 5, 8, 9, 16, 17]
 
 
 def propagating(seed, *shape):
@@ -129,7 +129,7 @@ def test_one_row_is_a_sequence(turned):
 
 
 @pytest.mark.parametrize("rows_first", [True, False])
-@pytest.mark.parametrize("cut", [1, 8, 16, 18])
+@pytest.mark.parametrize("cut", [1, 8, 17, 18])
 def test_the_whole_is_its_pieces(rows_first, cut):
     """A grid is its left part and then its right one, or its upper part and then its lower one."""
     axis, size = (1, 19) if rows_first else (2, 19)
@@ -194,7 +194,8 @@ def test_the_state_may_be_left_out():
 
 
 def test_compiles_as_one_graph(monkeypatch):
-    monkeypatch.setattr(sys.modules["seriatim.ops.grid_scan"], "SIDE", 2)
+    for limit in ("ALONE", "SIDE"):
+        monkeypatch.setattr(sys.modules["seriatim.ops.grid_scan"], limit, 2)
     scans.assert_compiles(grid_scan, arguments("P", 0, 1, 2, 3))
 
 

@@ -32,7 +32,8 @@ from seriatim.ops.precision import cast, compute_dtype, full_precision
 
 __all__ = ["grid_scan", "reference"]
 
-SIDE = 16  # of a block, in nodes: its gates take memory of the fourth power
+ALONE = 16  # the longest side of a grid, in nodes, that is one block: its gates take memory of the fourth power
+SIDE = 8  # of the blocks of a larger grid
 
 Border = tuple[Tensor, Tensor]  # (B, R, H, K, V) along a column and (B, C, H, K, V) along a row
 
@@ -162,7 +163,8 @@ def merged(
     batch, rows, columns, heads = q.shape[:4]
     if not v.numel() or not q.numel():
         return torch.zeros_like(v), (_nothing(q, v) if state is None else state)
-    height, width = (min(SIDE, 1 << (size - 1).bit_length()) for size in (rows, columns))
+    longest = ALONE if max(rows, columns) <= ALONE else SIDE
+    height, width = (min(longest, 1 << (size - 1).bit_length()) for size in (rows, columns))
     pad = (-rows % height, -columns % width)
     direct = torch.zeros_like(mark[..., 0]) if direct is None else direct
     source, mark, direct = (_grid(z, pad) for z in (source, mark, direct))
