@@ -28,7 +28,7 @@ def running_log_sum(x: Tensor, before: Tensor, reset: Tensor | None) -> Tensor:
     """
     with torch.no_grad():  # the maximum is a gauge, on which the sum does not depend
         highest = _running_max(x, before, reset)
-        maximum = highest.masked_fill(highest == NOTHING, 0.0)
+        maximum = _finite(highest)
     previous = torch.cat([before.unsqueeze(1), highest], 1)[:, :-1]
     if reset is not None:
         previous = ragged.mask(previous, ~reset, NOTHING)
@@ -39,15 +39,20 @@ def running_log_sum(x: Tensor, before: Tensor, reset: Tensor | None) -> Tensor:
 
 def document_log_sum(x: Tensor, reset: Tensor | None) -> Tensor:
     """The same over the whole of each token's document, what comes later included: (B, T, *F)."""
-    index = torch.zeros_like(x[..., :1], dtype=torch.long)
-    if reset is not None:
-        index = index + ragged.segments(reset).view(*reset.shape, *[1] * (x.dim() - 2))
-    index = index.expand(x.shape)
-    documents = x.new_zeros(x.size(0), 1 if reset is None else x.size(1) + 1, *x.shape[2:])
-    maximum = documents.fill_(NOTHING).scatter_reduce(1, index, x.detach(), "amax")
-    maximum = maximum.masked_fill(maximum == NOTHING, 0.0)
+    if x.size(1) == 0:
+        return x
+    if reset is None:
+        maximum = _finite(x.detach().amax(1, keepdim=True))
+        return _log((x - maximum).exp().sum(1, keepdim=True), maximum).expand_as(x)
+    index = ragged.segments(reset).view(*reset.shape, *[1] * (x.dim() - 2)).expand(x.shape)
+    empty = torch.full_like(torch.cat([x[:, :1], x], 1), NOTHING)  # one for each document there may be
+    maximum = _finite(empty.scatter_reduce(1, index, x.detach(), "amax"))
     total = torch.zeros_like(maximum).scatter_add(1, index, (x - maximum.gather(1, index)).exp())
     return _log(total, maximum).gather(1, index)
+
+
+def _finite(maximum: Tensor) -> Tensor:
+    return maximum.masked_fill(maximum == NOTHING, 0.0)
 
 
 def _log(total: Tensor, maximum: Tensor) -> Tensor:
