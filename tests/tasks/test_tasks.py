@@ -274,3 +274,20 @@ def test_sizes_are_bounded():
     for name, option in [("mqar", "pairs"), ("copying", "count"), ("needle", "needles"), ("phone_book", "entries")]:
         task = build({"task": name, option: 3})
         assert {task.row(80, random).levels[-1] for _ in range(50)} == {1, 2}
+
+
+@pytest.mark.parametrize("name", ["needle", "passkey", "phone_book"])
+def test_an_answer_of_several_tokens_is_shown_as_it_is_given(name):
+    task, random = build({"task": name}), Random(0)
+    for _ in range(20):
+        row = task.row(60, random)
+        places = sorted(asked(row))
+        assert len(places) > 1
+        assert [row.tokens[place] for place in places[1:]] == [row.targets[place] for place in places[:-1]]
+
+
+def test_a_quarter_of_the_arguments_of_listops_are_digits_where_there_is_room():
+    """Of the first arguments of operations at the top, which all have room for more."""
+    task, random = build({"task": "listops", "depth": 2}), Random(0)
+    digits = sum(task.row(100, random).tokens[1] < 10 for _ in range(1000))
+    assert digits / 1000 == pytest.approx(0.25, abs=0.05)
