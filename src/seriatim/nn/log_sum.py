@@ -64,7 +64,7 @@ def _running_max(x: Tensor, before: Tensor, reset: Tensor | None) -> Tensor:
     """The maximum so far in each document, by joining spans of twice the length until all are joined."""
     x = torch.cat([before.unsqueeze(1), x], 1)
     if reset is None:
-        return x.cummax(1).values[:, 1:]
+        return torch.maximum(x[:, :1], x[:, 1:]) if x.size(1) == 2 else x.cummax(1).values[:, 1:]
     begins = F.pad(reset, (1, 0))
     age = ragged.positions(begins, torch.zeros_like(begins[:, 0], dtype=torch.long), begins.size(1))
     age = age.view(*age.shape, *[1] * (x.dim() - 2))

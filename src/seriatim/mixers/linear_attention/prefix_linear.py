@@ -90,9 +90,8 @@ class PrefixLinear(Mixer):
     def _features(self, x: Tensor) -> Tensor:
         """phi, (B, T, H d) to (B, T, H, 1 + d + d (d + 1) / 2): a product of two different features stands once."""
         x = x.to(state_dtype(x.dtype)).unflatten(-1, (self.heads, -1)) * self.feature_dim**-0.25
-        rows, columns = torch.triu_indices(self.feature_dim, self.feature_dim, device=x.device)
-        weight = torch.where(rows == columns, 0.5, 1.0).to(x.dtype).sqrt()
-        return torch.cat([torch.ones_like(x[..., :1]), x, x[..., rows] * x[..., columns] * weight], -1)
+        products = [x[..., i : i + 1] * x[..., i + 1 :] for i in range(self.feature_dim - 1)]
+        return torch.cat([torch.ones_like(x[..., :1]), x, x * x * 0.5**0.5, *products], -1)
 
     def _values(self, x: Tensor) -> Tensor:
         """(B, T, dim) to (B, T, H, V + 1), the last of which is 1."""
