@@ -12,6 +12,7 @@ from seriatim.cli.claims.small import answers, parameters, trained
 from seriatim.tasks.mqar import MQAR
 
 SOURCE = "2502.13685"
+LEARNT = 0.2  # below it nothing was learned that could be compared
 
 
 def seconds(length: int) -> float:
@@ -36,7 +37,8 @@ def run(quick: bool, seed: int) -> list[Finding]:
         found[name] = (answers(model, task, 64), parameters(model))
     best = max(right for right, _ in list(found.values())[1:])
     ours = "; ".join(f"{name} {right:.2f} ({count:,} parameters)" for name, (right, count) in found.items())
-    holds = None if quick else best > found["one memory"][0]
+    one = found["one memory"][0]
+    holds = None if quick or max(best, one) < LEARNT else best > one
     findings = [Finding("recall, up to 16 pairs of 64 keys", "several above one", ours, holds)]
     short, long = (512, 1024) if quick else (4096, 16384)
     ratio = seconds(long) / seconds(short) / (long / short)
