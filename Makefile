@@ -1,5 +1,5 @@
 # make demo: install into .venv and run the main job.  make test: the same for the tests.
-# test-portable: ops and mixers without compiled kernels.  test-fenced: kernels, any access out of bounds ending the process.
+# test-portable: ops, writing and training without compiled kernels.  test-fenced: kernels, any access out of bounds ending the process.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,7 +16,7 @@ test: install-dev
 	$(BIN)/python -m pytest
 
 test-portable: install-dev
-	SERIATIM_BACKEND=torch $(BIN)/python -m pytest tests/ops tests/mixers tests/decoding tests/train
+	SERIATIM_BACKEND=torch $(BIN)/python -m pytest tests/ops tests/decoding tests/train
 
 test-fenced: install-dev
 	SERIATIM_GUARD=1 $(BIN)/python -m pytest tests/kernels -k "not long and not several_items"

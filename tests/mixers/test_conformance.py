@@ -26,6 +26,12 @@ def test_the_reference_backend_computes_the_same(case):
         check_mixer(built(case), only=["equals_reference"], skip=case.skip)
 
 
+@pytest.mark.parametrize("case", CASES, ids=repr)
+def test_float32_without_kernels_is_right(case):
+    with ops.backend("torch"):
+        check_mixer(built(case), only=["single_outputs", "single_gradients"], skip=case.skip)
+
+
 @pytest.mark.parametrize("kind", ["mixer", "model"])
 def test_everything_that_has_a_name_has_a_case(kind):
     assert set(names(kind)) <= {case.name for case in CASES}
