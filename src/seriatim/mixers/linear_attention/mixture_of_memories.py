@@ -109,8 +109,11 @@ class MixtureOfMemories(Mixer):
         if self.router is None:
             return x.new_ones(*x.shape[:2], self.count, dtype=state_dtype(x.dtype))
         scores = self.router(x).to(state_dtype(x.dtype)).softmax(-1)
-        best, chosen = scores.topk(self.active, -1)
-        weights = torch.zeros_like(scores).scatter(-1, chosen, best / best.sum(-1, keepdim=True))
+        own, other = scores.unsqueeze(-1), scores.unsqueeze(-2)
+        first = torch.ones(self.memories, self.memories, dtype=torch.bool, device=x.device).tril(-1)  # of equal scores
+        better = ((other > own) | ((other == own) & first)).to(scores.dtype).sum(-1)  # memories before this one
+        best = scores.masked_fill(better >= self.active, 0)
+        weights = best / best.sum(-1, keepdim=True)
         taps.tap(self, "weights", weights)
         if taps.is_collecting():
             taps.add_loss(self, "balance", self._imbalance(scores, weights > 0, real))
@@ -131,11 +134,11 @@ class MixtureOfMemories(Mixer):
         scale, still = self.key_dim**-0.5, ~here
         if self.rule in ("linear", "gla"):
             log_decay = self._gates(x).masked_fill(still.unsqueeze(-1), 0) if self.rule == "gla" else None
-            q, k = q.repeat(1, 1, self.count, 1), k.masked_fill(still.unsqueeze(-1), 0)
+            q, k = torch.cat([q] * self.count, 2), k.masked_fill(still.unsqueeze(-1), 0)
             return ops.matrix_scan(q, k, v, log_decay, scale=scale, state=state, reset=reset)
         beta = self.beta(x).sigmoid().masked_fill(still, 0)
         log_decay = self.decay(x).masked_fill(still, 0) if self.rule == "gated_delta" else None
-        q, k = l2_norm(silu(q)).repeat(1, 1, self.count, 1), l2_norm(silu(k))
+        q, k = torch.cat([l2_norm(silu(q))] * self.count, 2), l2_norm(silu(k))
         return ops.delta_scan(q, k, v, beta, log_decay, scale=scale, state=state, reset=reset)
 
     def _gates(self, x: Tensor) -> Tensor:

@@ -86,7 +86,7 @@ def _read_then_write(
     """
     if q.size(1) == 0:
         return v, state
-    so_far = sign.cumprod(1)
+    so_far = sign if sign.size(1) == 1 else sign.cumprod(1)
     k = so_far[..., None] * k
     late_k, late_v, late_size = (F.pad(z[:, :-1], (*[0] * (2 * z.dim() - 4), 1, 0)) for z in (k, v, size))
     if reset is not None:

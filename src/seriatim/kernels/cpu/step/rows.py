@@ -181,6 +181,8 @@ def _pad(writer: Writer, x: View, pad: Sequence[int], value: float = 0) -> View:
         shape[dim] += before + after
     dtype = torch.int64 if x.buffer.kind == INT else torch.float32
     out = writer.elementwise(lambda f, number: f.as_kind(number, f.kind), [value], None, shape, dtype)
+    if 0 in x.shape:
+        return out
     writer.ready(out).buffer.writers += 1
     target = out
     for dim, before, length in inside:

@@ -114,6 +114,8 @@ def dense_order(shape: Sequence[int], stride: Sequence[int]) -> list[int]:
 
 def common_sizes(first: Sequence[int], second: Sequence[int]) -> list[int] | None:
     """The coarsest sizes of which both are products of neighbours; None where there are none."""
+    if 0 in (*first, *second):
+        raise Unsupported("a tensor of size 0")
     cuts = sorted(_cuts(first) | _cuts(second))
     if any(b % a for a, b in pairwise(cuts)):
         return None
