@@ -158,7 +158,10 @@ def test_scores_of_any_size(size):
 @pytest.mark.parametrize(("time", "window"), [(1, None), (70, None), (150, 33)])
 def test_stays_within_its_arrays(time, window):
     until, reset, lengths = torch.full((2, 9), 3), resets(0, 2, time, 0.03), torch.tensor([time, time // 2])
-    run = lambda *z: (product(*z, until, reset, lengths, window), ())  # noqa: E731
+
+    def run(*z):
+        return (product(*z, until, reset, lengths, window), ())
+
     assert_within_bounds(run, tensors(0, 2, time, 2, 2, keys=5, values=17, slots=9))
 
 
@@ -166,12 +169,17 @@ def test_stays_within_its_arrays(time, window):
 @pytest.mark.usefixtures("always_compiled")
 def test_compiles_as_one_graph(window):
     reset, lengths = resets(0, 2, 130, 0.02), torch.tensor([130, 70])
-    run = lambda q, k, v: attention(q, k, v, window=window, reset=reset, lengths=lengths)  # noqa: E731
+
+    def run(q, k, v):
+        return attention(q, k, v, window=window, reset=reset, lengths=lengths)
+
     assert_compiles(run, tensors(0, 2, 130, 2, 2)[:3])
 
 
 def test_threads():
-    run = lambda q, k, v: attention(q, k, v, window=100)  # noqa: E731
+    def run(q, k, v):
+        return attention(q, k, v, window=100)
+
     assert_safe_in_threads(run, tensors(0, 2, 400, 2, 2)[:3])
 
 

@@ -3,6 +3,7 @@ down.
 """
 
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -27,7 +28,7 @@ def steps(view: View) -> list[int]:
 
 
 @dataclass(eq=False)
-class Instruction:
+class Instruction(ABC):
     """One instruction. `cost` is the time it takes, as bytes of memory that could be read meanwhile."""
 
     reads: list[Buffer] = field(default_factory=list)
@@ -35,9 +36,9 @@ class Instruction:
     cost: float = 0.0
     registers: int = 0  # bytes of the thread's own memory that it needs
 
+    @abstractmethod
     def words(self, places: Places) -> list[int]:
         """Code and fields, without the length and the ticket, which stand in between."""
-        raise NotImplementedError
 
 
 def _place(view: View, places: Places) -> list[int]:
