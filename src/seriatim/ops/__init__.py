@@ -12,6 +12,7 @@ from seriatim.ops.dag_scan import dag_scan, line_graph
 from seriatim.ops.delta_scan import delta_scan
 from seriatim.ops.diagonal_scan import diagonal_scan
 from seriatim.ops.grid_scan import grid_scan
+from seriatim.ops.invariant_scan import invariant_scan
 from seriatim.ops.matrix_scan import matrix_scan
 from seriatim.ops.max_scan import max_scan
 from seriatim.ops.selective_scan import selective_scan
@@ -26,6 +27,7 @@ __all__ = [
     "delta_scan",
     "diagonal_scan",
     "grid_scan",
+    "invariant_scan",
     "line_graph",
     "matrix_scan",
     "max_scan",
