@@ -17,7 +17,7 @@ from seriatim.ops.backend import choose
 from seriatim.ops.checks import check_lengths, check_reset, check_tensors
 from seriatim.ops.precision import cast, compute_dtype, full_precision
 
-__all__ = ["reference", "short_conv"]
+__all__ = ["last_inputs", "reference", "short_conv"]
 
 LEAST = 1 << 15  # numbers below which calling the compiled kernel takes longer than it saves
 
@@ -109,7 +109,7 @@ def sum_of_taps(
         if document is not None and tap < taps - 1:
             seen = ragged.mask(seen, document[:, tap : tap + time] == document[:, taps - 1 :])
         y = torch.addcmul(y, seen, factor)
-    return y, _tail(inputs, document, lengths, taps)
+    return y, last_inputs(inputs, document, lengths, taps)
 
 
 def _step(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, reset: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -121,7 +121,7 @@ def _step(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, reset: 
     return (y if bias is None else y + bias), window[:, 1:]
 
 
-def _tail(inputs: Tensor, document: Tensor | None, lengths: Tensor | None, taps: int) -> Tensor:
+def last_inputs(inputs: Tensor, document: Tensor | None, lengths: Tensor | None, taps: int) -> Tensor:
     """The last W - 1 of the first W - 1 + lengths inputs, 0 where they belong to an earlier document than the last."""
     batch, total, dim = inputs.shape
     if lengths is None:
