@@ -50,6 +50,8 @@ CASES = [
     Case("lightnet", dim=16, heads=2),
     Case("lightnet", dim=12, heads=2, causal=False, shape=[5]),
     Case("prefix_linear", dim=16, heads=2, feature_dim=4, skip=NO_PROMPT),
+    Case("s4d", dim=8, state_size=6),
+    Case("s4d", dim=8, state_size=6, init="legs", discretization="bilinear", rate=2.0),
     Case("mamba", dim=16),
     Case("mixture_of_memories", dim=16, heads=2),
     Case("mixture_of_memories", dim=16, heads=2, memories=3, active=1, shared=False, rule="gla"),

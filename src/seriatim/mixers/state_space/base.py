@@ -1,4 +1,4 @@
-"""The family of selective state spaces: a short convolution, then a diagonal system that the token steers."""
+"""The family of state spaces: selective ones, which the token steers, and linear time-invariant ones."""
 
 from abc import abstractmethod
 from typing import NamedTuple
@@ -12,7 +12,15 @@ from seriatim.core.mixer import Mixer, state_dtype
 from seriatim.nn.pointwise import silu
 from seriatim.nn.short_conv import ShortConv
 
-__all__ = ["EIGENVALUES", "SelectiveInputs", "SelectiveMixer", "SelectiveState"]
+__all__ = [
+    "EIGENVALUES",
+    "InvariantMixer",
+    "SelectiveInputs",
+    "SelectiveMixer",
+    "SelectiveState",
+    "System",
+    "read_system",
+]
 
 
 EIGENVALUES = ("positive", "signed")
@@ -80,3 +88,72 @@ class SelectiveMixer(Mixer):
         signed = self.eigenvalues == "signed"
         y, system = ops.selective_scan(u, delta, A, B, C, self.D, state=state.system, reset=reset, signed=signed)
         return self.readout(y, gate), SelectiveState(tail, system)
+
+
+class System(NamedTuple):
+    """G linear systems in discrete time: h_t = A h_{t-1} + B u_t, y_t = Re(C h_t)."""
+
+    A: Tensor  # (G, N), a diagonal, or (G, N, N)
+    B: Tensor  # (G, N)
+    C: Tensor  # (G, M, N)
+
+
+class InvariantMixer(Mixer):
+    r"""G linear systems, the same at every token: :func:`seriatim.ops.invariant_scan`.
+
+    A method sets `state_shape`, (G, N) or where states are complex (G, N, 2), and writes `project`, `system` and
+    `readout`; the scan, resets and padding are done here. Of the three views of such a system `forward` is the
+    recurrent one, `convolve` the convolutional one with `kernel`; the continuous one is the method's own, and `rate`
+    says how many of the steps that it was trained with lie between two tokens.
+    """
+
+    state_shape: tuple[int, ...]
+    rate: float = 1.0
+
+    @abstractmethod
+    def project(self, x: Tensor) -> Tensor:
+        """What drives the systems, (B, T, G), from the tokens x (B, T, dim)."""
+
+    @abstractmethod
+    def system(self) -> System:
+        """The systems in discrete time."""
+
+    @abstractmethod
+    def readout(self, x: Tensor, u: Tensor, y: Tensor) -> Tensor:
+        """The output (B, T, dim) from the tokens x, the drive u (B, T, G) and the answers y (B, T, G, M)."""
+
+    def init_state(self, batch: int) -> Tensor:
+        return self.new_state(batch, *self.state_shape)
+
+    def mix(self, x: Tensor, state: Tensor, reset: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        u = self.project(x)
+        y, state = read_system(self.system(), u, state, reset, lengths)
+        return self.readout(x, u, y), state
+
+    def kernel(self, length: int) -> Tensor:
+        """The answers to an input of 1 at the first token: Re(C A^i B), (G, M, length)."""
+        A, B, C = self.system()
+        impulse = torch.zeros(1, length, B.size(0), dtype=B.real.dtype, device=B.device)
+        impulse[:, :1] = 1.0
+        return ops.invariant_scan(impulse, A, B, C)[0].squeeze(0).movedim(0, 2)
+
+    def convolve(self, x: Tensor) -> Tensor:
+        """What `forward` returns for x (B, T, dim), by a convolution with the whole kernel instead of the scan."""
+        u = self.project(x)
+        kernel = self.kernel(max(1, x.size(1)))
+        answers = kernel.size(1)
+        y, _ = ops.long_conv(u.repeat_interleave(answers, 2), kernel.flatten(0, 1))
+        return self.readout(x, u, y.unflatten(2, (-1, answers)))
+
+
+def read_system(
+    system: System, u: Tensor, state: Tensor, reset: Tensor | None, lengths: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The answers (B, T, G, M) of systems driven by u (B, T, G), and the state after the segment.
+
+    A complex state is (B, G, N, 2), real and imaginary parts.
+    """
+    parts = state.dim() == 4
+    start = torch.view_as_complex(state.contiguous()) if parts else state
+    y, end = ops.invariant_scan(u, *system, state=start, reset=reset, lengths=lengths)
+    return y, torch.view_as_real(end) if parts else end

@@ -1,0 +1,78 @@
+"""Linear time-invariant state spaces: their views are one map."""
+
+import pytest
+import torch
+
+from agreement import assert_close
+from seriatim.core.build import build
+from seriatim.core.errors import SeriatimError
+
+TIME = 100
+MIXERS = [
+    {"mixer": "s4d", "dim": 6, "state_size": 8},
+    {"mixer": "s4d", "dim": 6, "state_size": 8, "init": "inv", "discretization": "bilinear"},
+]
+
+
+@pytest.fixture(params=MIXERS, ids=lambda spec: "-".join(str(value) for value in spec.values()))
+def mixer(request):
+    torch.manual_seed(0)
+    return build(request.param).double()
+
+
+def drive(mixer):
+    return torch.randn(2, TIME, mixer.dim, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def test_recurrence_convolution_and_dense_matrix_agree(mixer):
+    x = drive(mixer)
+    u, kernel = mixer.project(x), mixer.kernel(TIME)
+    lag = torch.arange(TIME)[:, None] - torch.arange(TIME)
+    dense = kernel[:, :, lag.clamp(min=0)].masked_fill(lag < 0, 0.0)
+    y = mixer.readout(x, u, torch.einsum("gmts,bsg->btgm", dense, u))
+    wanted = mixer(x)[0]
+    assert_close([mixer.convolve(x), y], [wanted, wanted], 1e-9, "view")
+
+
+def test_kernel_is_the_powers_of_the_transition(mixer):
+    A, B, C = mixer.system()
+    power, rows = B, []
+    for _ in range(TIME):
+        rows.append((C @ power.unsqueeze(2)).squeeze(2).real)
+        power = A * power if A.dim() == 2 else (A @ power.unsqueeze(2)).squeeze(2)
+    assert_close([mixer.kernel(TIME)], [torch.stack(rows, 2)], 1e-9, "kernel")
+
+
+def test_half_the_samples_at_twice_the_rate(mixer):
+    """Continuous time: a slow signal, sampled half as often and read with steps twice as long, is answered alike."""
+    with torch.no_grad():
+        mixer.log_step.fill_(-6.0)
+    time = torch.linspace(0, 1, 2001, dtype=torch.float64)
+    x = torch.sin(3 * time)[None, :, None].expand(1, -1, mixer.dim)
+    fine = mixer(x)[0][:, 1::2]
+    mixer.rate *= 2
+    coarse = mixer(x[:, 1::2])[0]
+    assert (fine - coarse).abs().max() < 0.01 * fine.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"state_size": 7}, "state_size is 7; it must be even"),
+        ({"discretization": "euler"}, "discretization is 'euler'; it must be one of bilinear, zoh"),
+        ({"step_max": float("inf")}, "step_max is inf; it must be a finite number above 0"),
+        ({"step_min": float("nan")}, "step_min is nan; it must be a finite number above 0"),
+        ({"step_min": 0.2}, "step_min is 0.2 and step_max is 0.1; step_min must not be the larger"),
+        ({"rate": 0.0}, "rate is 0.0; it must be above 0"),
+    ],
+)
+@pytest.mark.parametrize("name", sorted({spec["mixer"] for spec in MIXERS}))
+def test_a_wrong_option_is_named(name, options, message):
+    with pytest.raises(SeriatimError, match=message):
+        build(name, dim=6, **options)
+
+
+def test_the_state_of_another_mixer_is_refused(mixer):
+    state = build("s4d", dim=6, state_size=12).double().init_state(2)
+    with pytest.raises(SeriatimError, match="state has shape"):
+        mixer(drive(mixer), state)
