@@ -8,7 +8,7 @@ import torch
 
 from seriatim.cli.claims.claim import Finding
 from seriatim.cli.claims.small import answers, trained
-from seriatim.tasks.base import IGNORED, Row, Task
+from seriatim.tasks.base import IGNORED, Row, TokenTask
 from seriatim.tasks.set_disjointness import SetDisjointness
 
 SOURCE = "2407.05483"
@@ -16,12 +16,12 @@ LENGTH, SYMBOLS, SHORT = 24, 24, 3
 LEARNT = 0.1  # below it a model says no more than guesses
 
 
-class ReadTwice(Task):
+class ReadTwice(TokenTask):
     """Another task's sequences, all but the question a second time before it."""
 
     difficulty = SetDisjointness.difficulty
 
-    def __init__(self, task: Task):
+    def __init__(self, task: TokenTask):
         self.task, self.vocab_size, self.shortest = task, task.vocab_size, 2 * task.shortest
 
     def row(self, length: int, random: Random) -> Row:
@@ -30,7 +30,7 @@ class ReadTwice(Task):
         return Row(tokens, [IGNORED] * (len(tokens) - 1) + targets[-1:], levels[-1:] * len(tokens))
 
 
-def rate(task: Task, length: int, quick: bool, seed: int) -> float:
+def rate(task: TokenTask, length: int, quick: bool, seed: int) -> float:
     """The share of right answers of a small GLA model."""
     spec = {"mixer": "gla", "heads": 1}
     model = trained(

@@ -65,5 +65,7 @@ CASES = [
     Case("bidirectional", dim=16, inner={"mixer": "window", "heads": 2, "size": 9}, combine="concat", tied=True),
     Case("stack", dim=16, layers=LAYERS),
     Case("language_model", vocab_size=31, dim=16, layers=LAYERS),
+    Case("classifier", channels=3, classes=4, dim=8, layers=["s4d", LAYERS[1]]),
+    Case("classifier", channels=3, classes=4, dim=8, layers=LAYERS, pool="last", norm="layer"),
     Case("language_model", vocab_size=5, dim=16, layers=LAYERS, ngram_heads=[1, 3]),
 ]

@@ -6,11 +6,14 @@ import pytest
 from command_line import TINY_TASK
 
 from seriatim.cli import main
-from seriatim.cli.compare.widths import parameters_of, sized
+from seriatim.cli.compare.widths import sized
+from seriatim.cli.task_training import parameters_of
+from seriatim.core.build import build
 from seriatim.core.errors import SeriatimError
 
 OPTIONS = ["--mixers", "[aaren, {mixer: window, size: 4, heads: 1}]", "--seeds", "2", *TINY_TASK[2:]]
 OPTIONS += ["--train.steps", "2", "--train.minutes", "0.001"]
+TASK = build({"task": "mqar", "pairs": 2, "keys": 4})
 
 
 @pytest.fixture(scope="module")
@@ -89,16 +92,22 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(seriatim, tmp_path, m
 
 @pytest.mark.parametrize("mixer", ["gla", "lstm", "mamba", "attention", {"mixer": "window", "size": 4, "heads": 2}])
 def test_widths_make_equal_sizes(mixer):
-    model = sized(mixer, 2, 20, {"expansion": 2.0}, 60_000)
+    model = sized(mixer, 2, TASK, {"expansion": 2.0}, 60_000)
     assert abs(model.parameters - 60_000) < 0.025 * 60_000
-    assert model.parameters == parameters_of(20, model.options)
-    without = sized(mixer, 2, 20, {"feed_forward": "none"}, 60_000)
+    assert model.parameters == parameters_of(TASK, model.options)
+    without = sized(mixer, 2, TASK, {"feed_forward": "none"}, 60_000)
     assert abs(without.parameters - 60_000) < 0.2 * 60_000
+
+
+def test_widths_of_classifiers():
+    digits = build({"task": "smnist"})
+    model = sized("s4d", 2, digits, {"expansion": 2.0}, 60_000)
+    assert abs(model.parameters - 60_000) < 0.025 * 60_000
 
 
 def test_a_mixer_that_has_no_width_is_refused():
     with pytest.raises(SeriatimError, match="no mixer is named 'glb'"):
-        sized("glb", 2, 20, {}, 60_000)
+        sized("glb", 2, TASK, {}, 60_000)
 
 
 def test_mistakes_are_refused_and_nothing_is_written(refused, tmp_path):

@@ -64,6 +64,23 @@ def test_other_commands_know_it(seriatim, refused, parity):
     refused("was trained on the task 'parity'; it has read no text", "evaluate", parity)
 
 
+def test_a_series_is_classified(seriatim, refused, tmp_path):
+    pytest.importorskip("sklearn")
+    options = ["--task.name", "smnist", "--model.layers", "[s4d]", *TINY_TASK[:2], "--train.steps", 2]
+    result = seriatim("train", "task", *options, "--lengths.sequences", 20, "--out", tmp_path / "run")
+    assert result.status == 0
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert config["model"]["model"] == "classifier"
+    assert config["lengths"] == {"shortest": 64, "longest": 64, "tested": [64], "sequences": 20}
+    assert "digit" in result.out
+    assert seriatim("train", "task", "--out", tmp_path / "run", "--resume").status == 0
+    refused("all sequences of this task have 64 elements", "train", "task", "--task.name", "smnist",
+            "--lengths.longest", 32, "--out", tmp_path / "other")  # fmt: skip
+    shown = seriatim("train", "task", "--task.name", "smnist", "--help").out
+    assert "--model.pool" in shown
+    assert "--model.ngram_heads" not in shown
+
+
 def test_the_help_shows_the_tasks_own_options(seriatim):
     assert "--task.modulus" not in seriatim("train", "task", "--help").out
     shown = " ".join(seriatim("train", "task", "--task.name", "modular_counting", "--help").out.split())

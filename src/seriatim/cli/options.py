@@ -17,16 +17,19 @@ if TYPE_CHECKING:
 
 __all__ = ["add_model_options", "add_part_options", "add_training_options", "build_model", "stored_config"]
 
+OF_DATA = ("vocab_size", "channels", "classes")  # arguments of models that the data decide
 _TYPES: dict[str, Any] = {"int": int, "float": float, "str": str, "bool": bool}
 _METAVARS = {"int": "N", "float": "X", "str": "NAME", "bool": "BOOL", "bool | None": "BOOL"}
 
 
-def add_model_options(parser: Parser, defaults: Mapping[str, Any], leave_out: Collection[str] = ()) -> None:
-    """The language model's constructor as --model.*, but for vocab_size, which the data decide."""
-    model = next(part for part in describe("model") if part.name == "language_model")
-    kept = tuple(p for p in model.parameters if p.name not in ("vocab_size", *leave_out))
+def add_model_options(
+    parser: Parser, defaults: Mapping[str, Any], leave_out: Collection[str] = (), model: str = "language_model"
+) -> None:
+    """The model's constructor as --model.*, but for what the data decide."""
+    part = next(part for part in describe("model") if part.name == model)
+    kept = tuple(p for p in part.parameters if p.name not in (*OF_DATA, *leave_out))
     group = parser.add_argument_group("model (seriatim list mixers names the layers)")
-    add_part_options(parser, group, "model", model._replace(parameters=kept), defaults)
+    add_part_options(parser, group, "model", part._replace(parameters=kept), defaults)
 
 
 def add_part_options(parser: Parser, group: Any, prefix: str, part: Part, defaults: Mapping[str, Any]) -> None:
@@ -58,12 +61,15 @@ def add_training_options(parser: Parser, defaults: Mapping[str, Any], leave_out:
             )
 
 
-def build_model(vocab_size: int, options: Mapping[str, Any]) -> "Mixer":
-    """The model; what its constructor cannot make anything of is a mistake in the options."""
+def build_model(options: Mapping[str, Any], model: str = "language_model", **of_data: int) -> "Mixer":
+    """The model; what its constructor cannot make anything of is a mistake in the options.
+
+    of_data: the arguments that the data decide, such as vocab_size.
+    """
     from seriatim.core.build import build
 
     try:
-        return build("language_model", vocab_size=vocab_size, **options)
+        return build(model, **of_data, **options)
     except SeriatimError:
         raise
     except (TypeError, ValueError, RuntimeError, OverflowError, MemoryError) as error:

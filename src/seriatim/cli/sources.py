@@ -30,6 +30,7 @@ class Part(NamedTuple):
     summary: str
     source: str
     parameters: tuple[Parameter, ...]
+    bases: tuple[str, ...]  # of the class, as written
 
 
 def describe(kind: str) -> list[Part]:
@@ -54,8 +55,13 @@ def _read(name: str, path: Path) -> Part:
     documentation = ast.get_docstring(classes[exported[0]]) or ""
     paragraphs = [" ".join(paragraph.split()) for paragraph in documentation.split("\n\n")]
     source = next((paragraph for paragraph in paragraphs if paragraph.startswith("Source:")), "")
+    definition = classes[exported[0]]
     return Part(
-        name, paragraphs[0], source.removeprefix("Source:").strip(), _parameters(classes[exported[0]], documentation)
+        name,
+        paragraphs[0],
+        source.removeprefix("Source:").strip(),
+        _parameters(definition, documentation),
+        tuple(ast.unparse(base) for base in definition.bases),
     )
 
 

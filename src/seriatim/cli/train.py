@@ -61,7 +61,7 @@ def run(options: Any) -> int:
 
     tokenizer = load_tokenizer(options.tokenizer, options.out if options.resume else None)
     seed(settings.seed)
-    model = build_model(tokenizer.vocab_size, options.model.as_dict())
+    model = build_model(options.model.as_dict(), vocab_size=tokenizer.vocab_size)
     folder = _run_folder(options, settings, model, tokenizer)
     corpus = load_corpus(options.data)
     if corpus.skipped:

@@ -10,10 +10,10 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from seriatim.cli.options import add_model_options, add_training_options, build_model, stored_config
+from seriatim.cli.options import add_model_options, add_training_options, stored_config
 from seriatim.cli.parsing import Parser
 from seriatim.cli.resuming import resumable
-from seriatim.cli.task_options import Lengths, add_task_options, chosen_lengths, chosen_task
+from seriatim.cli.task_options import Lengths, add_task_options, chosen_lengths, chosen_task, model_of_task
 from seriatim.core.errors import SeriatimError
 from seriatim.train.settings import TrainSettings
 
@@ -35,7 +35,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--out", type=str | None, metavar="FOLDER", help="the run folder; it must be new or empty")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     add_task_options(parser, stored)
-    add_model_options(parser, stored.get("model", MODEL))
+    add_model_options(parser, stored.get("model", MODEL), model=model_of_task(parser, stored))
     add_training_options(parser, stored.get("train", TRAINING), OF_TEXT)
 
 
@@ -47,12 +47,13 @@ def run(options: Any) -> int:
     lengths = chosen_lengths(options, task)
     settings = TrainSettings(**options.train.as_dict(), window=lengths.longest)
 
+    from seriatim.cli.task_training import build_for_task
     from seriatim.core.build import spec
     from seriatim.train.generators import seed
     from seriatim.train.run_folder import RunFolder
 
     seed(settings.seed)
-    model = build_model(task.vocab_size, options.model.as_dict())
+    model = build_for_task(task, options.model.as_dict())
     config = {"task": spec(task), "lengths": lengths._asdict(), "model": spec(model), "train": settings.plain()}
     folder = RunFolder(options.out, config, options.resume)
     with resumable(f"seriatim train task --out {quote(options.out)} --resume"):

@@ -1,4 +1,4 @@
-"""What every task is: a vocabulary, sequences made from a seed, and which answers are right."""
+"""What every task is: sequences made from a seed, questions in them, and which answers are right."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from seriatim.core.errors import SeriatimError, check_size
 
-__all__ = ["IGNORED", "Batch", "Row", "Task", "powers_of_two"]
+__all__ = ["IGNORED", "Batch", "Row", "Task", "TokenTask", "powers_of_two"]
 
 IGNORED = -100  # a target where nothing is asked, as in torch's cross entropy
 
@@ -30,10 +30,10 @@ class Row(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Sequences for a model, padded on the right with token 0 where nothing is asked.
+    """Sequences for a model, padded on the right with zeros where nothing is asked.
 
-    tokens, targets, levels: (B, T) int64, as in Row. reset: None, since each row begins afresh anyway.
-    valid: (B, T, vocab) bool, or None where only the target is right.
+    tokens: (B, T) int64, or features (B, T, channels) float32. targets, levels: (B, T) int64, as in Row. reset: None,
+    since each row begins afresh anyway. valid: (B, T, answers) bool, or None where only the target is right.
     """
 
     tokens: Tensor
@@ -49,30 +49,51 @@ class Batch(NamedTuple):
 
 
 class Task(ABC):
-    """A task makes sequences of any length from a seed, and says which predictions are right.
+    """A task makes sequences from a seed, and says which predictions are right.
 
-    A task writes `row`. Its constructor keeps each argument under the argument's name and sets `vocab_size`.
+    Its constructor keeps each argument under the argument's name.
 
     Attributes:
         difficulty: what its levels count, such as "pairs".
+        vocab_size: answers run from 0 to vocab_size - 1, and so do tokens.
+        channels: 0 where sequences are tokens; else the features of each element.
         shortest: the shortest sequence that it can make.
-        vocab_size: token ids and answers run from 0 to vocab_size - 1.
+        length: of every sequence, where all are of one length.
     """
 
     difficulty: ClassVar[str]
-    shortest: int = 1
     vocab_size: int
+    channels: int = 0
+    shortest: int = 1
+    length: int | None = None
+
+    @abstractmethod
+    def sample(self, batch: int, length: int, generator: torch.Generator | None = None) -> Batch:
+        """Sequences side by side. The generator alone decides which; None is torch's own.
+
+        Raises:
+            SeriatimError: the task has no sequences of this length.
+        """
+
+    def held_out(self) -> "Task":
+        """The task whose sequences are for testing: this one, where every sequence is new."""
+        return self
+
+    def right(self, predictions: Tensor, batch: Batch) -> Tensor:
+        """(B, T) bool: where an answer is asked and the prediction (B, T) is one that counts."""
+        if batch.valid is None:
+            return batch.scored & (predictions == batch.targets)
+        return batch.scored & batch.valid.gather(2, predictions[..., None]).squeeze(2)
+
+
+class TokenTask(Task):
+    """Sequences of tokens, of any length. A task writes `row` and sets `vocab_size`."""
 
     @abstractmethod
     def row(self, length: int, random: Random) -> Row:
         """A sequence of at most `length` tokens, and nearly that many."""
 
     def sample(self, batch: int, length: int, generator: torch.Generator | None = None) -> Batch:
-        """Sequences side by side. The generator alone decides which; None is torch's own.
-
-        Raises:
-            SeriatimError: the length is below `shortest`, or more than the vocabulary allows.
-        """
         check_size(batch=batch, length=length)
         if length < self.shortest:
             raise SeriatimError(f"length is {length}; {type(self).__name__} needs at least {self.shortest} tokens")
@@ -93,12 +114,6 @@ class Task(ABC):
             _padded([row.levels for row in rows], length, 0),
             valid,
         )
-
-    def right(self, predictions: Tensor, batch: Batch) -> Tensor:
-        """(B, T) bool: where an answer is asked and the predicted token (B, T) is one that counts."""
-        if batch.valid is None:
-            return batch.scored & (predictions == batch.targets)
-        return batch.scored & batch.valid.gather(2, predictions[..., None]).squeeze(2)
 
 
 def powers_of_two(least: int, most: int) -> list[int]:

@@ -3,12 +3,12 @@
 from random import Random
 
 from seriatim.core.errors import check_size
-from seriatim.tasks.base import IGNORED, Row, Task, powers_of_two
+from seriatim.tasks.base import IGNORED, Row, TokenTask, powers_of_two
 
 __all__ = ["Copying"]
 
 
-class Copying(Task):
+class Copying(TokenTask):
     """Copying: symbols stand at the beginning, blanks follow, and at the end all symbols are asked for in order.
 
         s1 s2 ... sn . . . . ? ? ... ?     after the i-th question: the i-th symbol

@@ -3,12 +3,12 @@
 from random import Random
 
 from seriatim.core.errors import check_size
-from seriatim.tasks.base import Row, Task
+from seriatim.tasks.base import Row, TokenTask
 
 __all__ = ["Dyck"]
 
 
-class Dyck(Task):
+class Dyck(TokenTask):
     """Dyck-k: brackets of k kinds, properly nested; after every token, which bracket closes the innermost open one.
 
         ( [ ] {     after each: ) ] ) }     and 0 where none is open

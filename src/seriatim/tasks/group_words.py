@@ -6,7 +6,7 @@ from random import Random
 from typing import Literal, TypeAlias
 
 from seriatim.core.errors import check_one_of
-from seriatim.tasks.base import Row, Task
+from seriatim.tasks.base import Row, TokenTask
 
 __all__ = ["GroupWords"]
 
@@ -14,7 +14,7 @@ Permutation: TypeAlias = tuple[int, ...]
 GROUPS = ("S3", "A5", "S5")
 
 
-class GroupWords(Task):
+class GroupWords(TokenTask):
     r"""Words over a permutation group: after every letter, the product of all letters so far.
 
     .. math:: y_t = x_t \circ y_{t-1}, \quad y_0 = \mathrm{id}, \quad (x \circ y)(i) = x(y(i))

@@ -4,7 +4,7 @@ from random import Random
 from typing import TypeAlias
 
 from seriatim.core.errors import SeriatimError, check_size
-from seriatim.tasks.base import IGNORED, Row, Task
+from seriatim.tasks.base import IGNORED, Row, TokenTask
 
 __all__ = ["ICLL", "random_automaton"]
 
@@ -13,7 +13,7 @@ FEWEST = 4  # states, and symbols, of an automaton
 Automaton: TypeAlias = list[dict[int, int]]  # for each state, the symbols that it allows and where each leads
 
 
-class ICLL(Task):
+class ICLL(TokenTask):
     """In-context language learning: strings of a language that is drawn for each sequence; what may come next?
 
         | a c a b | c a | a c ...     after every token that a symbol follows: a symbol that the language allows there

@@ -3,12 +3,12 @@
 from random import Random
 
 from seriatim.core.errors import check_size
-from seriatim.tasks.base import IGNORED, Row, Task
+from seriatim.tasks.base import IGNORED, Row, TokenTask
 
 __all__ = ["InductionHeads"]
 
 
-class InductionHeads(Task):
+class InductionHeads(TokenTask):
     """Induction heads: a special token comes twice, the second time at the end; what followed it the first time?
 
         a b c * d e ... f *     after the second *: d

@@ -4,7 +4,7 @@ from random import Random
 from statistics import median
 
 from seriatim.core.errors import SeriatimError, check_size
-from seriatim.tasks.base import IGNORED, Row, Task
+from seriatim.tasks.base import IGNORED, Row, TokenTask
 
 __all__ = ["ListOps"]
 
@@ -12,7 +12,7 @@ OPERATIONS = ("MIN", "MAX", "MED", "SM")
 CLOSE, EQUALS = 14, 15
 
 
-class ListOps(Task):
+class ListOps(TokenTask):
     """ListOps: a nested expression of MIN, MAX, MED (median, rounded down) and SM (sum modulo 10), then its value.
 
         [MAX 2 9 [MIN 4 7 ] 0 ] =     after =: 9

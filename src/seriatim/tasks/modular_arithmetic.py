@@ -3,12 +3,12 @@
 from random import Random
 
 from seriatim.core.errors import SeriatimError, check_size
-from seriatim.tasks.base import IGNORED, Row, Task
+from seriatim.tasks.base import IGNORED, Row, TokenTask
 
 __all__ = ["ModularArithmetic"]
 
 
-class ModularArithmetic(Task):
+class ModularArithmetic(TokenTask):
     """Modular arithmetic: an expression of digits, + and - and *, then `=`; after it, the value modulo `modulus`.
 
         2 + 4 * 3 - 1 =            without brackets: * comes before + and -. The level counts the operations.

@@ -4,12 +4,12 @@ from itertools import accumulate
 from random import Random
 
 from seriatim.core.errors import SeriatimError, check_size
-from seriatim.tasks.base import Row, Task
+from seriatim.tasks.base import Row, TokenTask
 
 __all__ = ["ModularCounting"]
 
 
-class ModularCounting(Task):
+class ModularCounting(TokenTask):
     r"""Modular counting: after every bit, the number of ones so far modulo `modulus`.
 
     .. math:: y_t = \left(\sum_{s \le t} x_s\right) \bmod m

@@ -4,12 +4,12 @@ from math import log
 from random import Random
 
 from seriatim.core.errors import SeriatimError, check_positive, check_size
-from seriatim.tasks.base import IGNORED, Row, Task, powers_of_two
+from seriatim.tasks.base import IGNORED, Row, TokenTask, powers_of_two
 
 __all__ = ["MQAR"]
 
 
-class MQAR(Task):
+class MQAR(TokenTask):
     r"""Multi-query associative recall: pairs of a key and its value are read, then every key is asked for once.
 
         k1 v1 k2 v2 ... kn vn . . k2 . . . k1 . ...     after each key that comes again: its value

@@ -3,12 +3,12 @@
 from random import Random
 
 from seriatim.core.errors import SeriatimError, check_size
-from seriatim.tasks.base import IGNORED, Row, Task, powers_of_two
+from seriatim.tasks.base import IGNORED, Row, TokenTask, powers_of_two
 
 __all__ = ["Needle"]
 
 
-class Needle(Task):
+class Needle(TokenTask):
     """Needle retrieval: several keys with their values lie in a text of random words; at the end one key is asked for.
 
         w w KEY k1 v v w w w KEY k2 v v w ... ? k1 v     after the key and each value: the next value

@@ -3,12 +3,12 @@
 from itertools import accumulate
 from random import Random
 
-from seriatim.tasks.base import Row, Task
+from seriatim.tasks.base import Row, TokenTask
 
 __all__ = ["Parity"]
 
 
-class Parity(Task):
+class Parity(TokenTask):
     r"""Parity: after every bit, whether the ones so far are odd in number.
 
     .. math:: y_t = \left(\sum_{s \le t} x_s\right) \bmod 2

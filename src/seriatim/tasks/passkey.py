@@ -3,12 +3,12 @@
 from random import Random
 
 from seriatim.core.errors import check_size
-from seriatim.tasks.base import IGNORED, Row, Task
+from seriatim.tasks.base import IGNORED, Row, TokenTask
 
 __all__ = ["Passkey"]
 
 
-class Passkey(Task):
+class Passkey(TokenTask):
     """Passkey retrieval: a number stands somewhere in a text that only repeats itself; at the end it is asked for.
 
         w1 w2 ... wn w1 w2 KEY 4 7 1 3 w3 ... wn w1 ... ? 4 7 1     after ? and each digit: the next digit of the key

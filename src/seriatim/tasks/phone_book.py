@@ -3,12 +3,12 @@
 from random import Random
 
 from seriatim.core.errors import SeriatimError, check_size
-from seriatim.tasks.base import IGNORED, Row, Task, powers_of_two
+from seriatim.tasks.base import IGNORED, Row, TokenTask, powers_of_two
 
 __all__ = ["PhoneBook"]
 
 
-class PhoneBook(Task):
+class PhoneBook(TokenTask):
     """Phone book: names with their numbers are read, then the number of one name is asked for.
 
         ann 4 0 7 1 bob 3 3 9 0 ... ? bob 3 3 9     after the name and each digit: the next digit

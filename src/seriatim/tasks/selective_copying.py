@@ -3,12 +3,12 @@
 from random import Random
 
 from seriatim.core.errors import check_size
-from seriatim.tasks.base import IGNORED, Row, Task, powers_of_two
+from seriatim.tasks.base import IGNORED, Row, TokenTask, powers_of_two
 
 __all__ = ["SelectiveCopying"]
 
 
-class SelectiveCopying(Task):
+class SelectiveCopying(TokenTask):
     """Selective copying: symbols stand anywhere among blanks, and at the end all are asked for in order.
 
         . s1 . . . s2 s3 . . ... ? ? ... ?     after the i-th question: the i-th symbol

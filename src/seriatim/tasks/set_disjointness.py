@@ -4,12 +4,12 @@ from random import Random
 from typing import Literal
 
 from seriatim.core.errors import SeriatimError, check_one_of, check_size
-from seriatim.tasks.base import IGNORED, Row, Task
+from seriatim.tasks.base import IGNORED, Row, TokenTask
 
 __all__ = ["SetDisjointness"]
 
 
-class SetDisjointness(Task):
+class SetDisjointness(TokenTask):
     """Set disjointness: two sets are read that have one element in common; which?
 
         < a1 a2 ... | b1 b2 b3 ... ?     after the question: the element of both

@@ -86,9 +86,10 @@ def equals_reference(subject: Subject) -> None:
 
 
 def _check_outputs(subject: Subject, y: Tensor, leading: tuple[int, ...], what: str) -> None:
-    shape = (*leading, "vocabulary") if subject.mixer.reads_tokens else (*leading, subject.mixer.dim)
+    is_model = subject.mixer.reads_tokens or subject.mixer.channels is not None  # its outputs are answers
+    shape = (*leading, "answers" if is_model else subject.mixer.dim)
     right = y.shape[: len(leading)] == leading and y.dim() == len(shape)
-    if not subject.mixer.reads_tokens:
+    if not is_model:
         right = right and y.size(-1) == subject.mixer.dim
     expect(right, f"{what} have shape {tuple(y.shape)}, not {shape}")
     expect(y.dtype == torch.float64, f"{what} are {y.dtype} where the input and the parameters are torch.float64")

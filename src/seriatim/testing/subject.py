@@ -50,12 +50,12 @@ class Subject:
         return subject
 
     def input(self, batch: int, time: int, seed: int = 0, dtype: torch.dtype | None = None) -> Tensor:
-        """Random features (B, T, dim), or token ids (B, T) for a model."""
+        """Random features (B, T, dim), or for a model token ids (B, T) or features (B, T, channels)."""
         generator = torch.Generator().manual_seed(seed)
         if self.mixer.reads_tokens:
             vocab_size = cast(Any, self.mixer).vocab_size
             return torch.randint(vocab_size, (batch, time), generator=generator).to(self.device)
-        x = torch.randn(batch, time, self.mixer.dim, generator=generator, dtype=torch.float64)
+        x = torch.randn(batch, time, self.mixer.channels or self.mixer.dim, generator=generator, dtype=torch.float64)
         return x.to(self.device, dtype or self.dtype)
 
     def live_input(self, batch: int, time: int, seed: int = 0) -> Tensor:

@@ -52,7 +52,7 @@ def trained(
 
 def answers(model: nn.Module, task: Task, length: int, sequences: int = 128, seed: int = 0) -> float:
     """The share of right answers in sequences of a length that the training did not see."""
-    (found,) = accuracy(model, task, [length], sequences, lambda length: generator(seed, 1, length))
+    (found,) = accuracy(model, task.held_out(), [length], sequences, lambda length: generator(seed, 1, length))
     return float(found["accuracy"])
 
 

