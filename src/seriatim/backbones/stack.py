@@ -11,7 +11,8 @@ from seriatim.core.build import Spec, build
 from seriatim.core.errors import SeriatimError, check_size
 from seriatim.core.mixer import Mixer
 from seriatim.core.state import State
-from seriatim.nn.feed_forward import build_feed_forward
+from seriatim.nn import moe
+from seriatim.nn.feed_forward import FeedForward, GatedFeedForward, build_feed_forward, for_layers
 from seriatim.nn.norms import build_norm
 
 __all__ = ["Stack"]
@@ -20,7 +21,7 @@ __all__ = ["Stack"]
 class Block(nn.Module):
     """x + mixer(norm(x)), then x + feed_forward(norm(x)) where there is one."""
 
-    def __init__(self, dim: int, mixer: Mixer, norm: str, feed_forward: str, expansion: float, dropout: float):
+    def __init__(self, dim: int, mixer: Mixer, norm: str, feed_forward: FeedForward, expansion: float, dropout: float):
         super().__init__()
         self.mixer_norm, self.mixer = build_norm(norm, dim), mixer
         self.feed_forward = build_feed_forward(feed_forward, dim, expansion)
@@ -56,7 +57,8 @@ class Stack(Mixer):
         dim: features in and out.
         layers: a spec for each mixer, such as `["gla", {"mixer": "window", "size": 128}]`; each gets `dim`.
         norm: "rms" or "layer".
-        feed_forward: "swiglu", "gelu" or "none".
+        feed_forward: "swiglu", "gelu", "moe" or "none", for all layers or a list with one for each; "moe" also as
+            `{"feed_forward": "moe", "experts": 4}` with the options of :class:`seriatim.nn.moe.MixtureOfExperts`.
         expansion: hidden units of a feed-forward layer as a multiple of dim (a gated one has two thirds of it).
         dropout: probability, on what each branch adds.
 
@@ -68,7 +70,7 @@ class Stack(Mixer):
         dim: int,
         layers: Sequence[Spec],
         norm: str = "rms",
-        feed_forward: str = "swiglu",
+        feed_forward: FeedForward | Sequence[FeedForward] = "swiglu",
         expansion: float = 4.0,
         dropout: float = 0.0,
     ):
@@ -81,7 +83,10 @@ class Stack(Mixer):
         self.dim, self.layers, self.norm, self.feed_forward = dim, list(layers), norm, feed_forward
         self.expansion, self.dropout = expansion, dropout
         mixers = [self._build(index, layer) for index, layer in enumerate(layers)]
-        self.blocks = nn.ModuleList(Block(dim, mixer, norm, feed_forward, expansion, dropout) for mixer in mixers)
+        self.blocks = nn.ModuleList(
+            Block(dim, mixer, norm, each, expansion, dropout)
+            for mixer, each in zip(mixers, for_layers(feed_forward, len(mixers)), strict=True)
+        )
         self.causal = all(mixer.causal for mixer in mixers)
         self.constant_state = all(mixer.constant_state for mixer in mixers)
 
@@ -138,7 +143,7 @@ def reference_block(m: Stack, block: Any, x: Tensor) -> Tensor:
     x = x + sys.modules[type(block.mixer).__module__].reference(block.mixer, _normed(m, block.mixer_norm, x))
     if block.feed_forward is None:
         return x
-    return x + _fed(m, block.feed_forward, _normed(m, block.feed_forward_norm, x))
+    return x + _fed(block.feed_forward, _normed(m, block.feed_forward_norm, x))
 
 
 def _normed(m: Stack, norm: Any, x: Tensor) -> Tensor:
@@ -148,8 +153,10 @@ def _normed(m: Stack, norm: Any, x: Tensor) -> Tensor:
     return centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() * norm.weight + norm.bias
 
 
-def _fed(m: Stack, layer: Any, x: Tensor) -> Tensor:
-    if m.feed_forward == "swiglu":
+def _fed(layer: Any, x: Tensor) -> Tensor:
+    if isinstance(layer, moe.MixtureOfExperts):
+        return moe.reference(layer, x.flatten(0, -2)).view(x.shape)
+    if isinstance(layer, GatedFeedForward):
         gate, up = layer.inner.weight.chunk(2)
         hidden = x @ gate.T
         return (hidden * torch.sigmoid(hidden) * (x @ up.T)) @ layer.out.weight.T

@@ -14,6 +14,7 @@ from seriatim.core.build import Spec
 from seriatim.core.errors import check_one_of, check_size
 from seriatim.core.mixer import Mixer
 from seriatim.core.state import State
+from seriatim.nn.feed_forward import FeedForward
 from seriatim.nn.norms import build_norm
 
 __all__ = ["Classifier", "ClassifierState"]
@@ -44,7 +45,8 @@ class Classifier(Mixer):
         dim: features of every layer.
         layers: a spec for each mixer, such as `["s4d", "s4d"]`.
         norm: "rms" or "layer".
-        feed_forward: "swiglu", "gelu" or "none".
+        feed_forward: "swiglu", "gelu", "moe" or "none", or a list with one for each layer; "moe" also as a mapping with
+            options (:class:`seriatim.nn.moe.MixtureOfExperts`).
         expansion: hidden units of a feed-forward layer as a multiple of dim (a gated one has two thirds of it).
         dropout: probability, on what each branch of the stack adds.
         pool: "mean" of all elements so far, or the "last" one alone.
@@ -59,7 +61,7 @@ class Classifier(Mixer):
         dim: int = 64,
         layers: Sequence[Spec] = ("s4d", "s4d"),
         norm: str = "rms",
-        feed_forward: str = "swiglu",
+        feed_forward: FeedForward | Sequence[FeedForward] = "swiglu",
         expansion: float = 4.0,
         dropout: float = 0.0,
         pool: str = "mean",

@@ -13,6 +13,7 @@ from seriatim.core.errors import SeriatimError, check_size
 from seriatim.core.mixer import Mixer
 from seriatim.core.state import State
 from seriatim.nn import ngram_heads as heads
+from seriatim.nn.feed_forward import FeedForward
 from seriatim.nn.norms import build_norm
 
 __all__ = ["LanguageModel"]
@@ -30,7 +31,8 @@ class LanguageModel(Mixer):
         dim: features of every layer.
         layers: a spec for each mixer, such as `["gla", "gla", {"mixer": "window", "size": 128}]`.
         norm: "rms" or "layer".
-        feed_forward: "swiglu", "gelu" or "none".
+        feed_forward: "swiglu", "gelu", "moe" or "none", or a list with one for each layer; "moe" also as a mapping with
+            options (:class:`seriatim.nn.moe.MixtureOfExperts`).
         expansion: hidden units of a feed-forward layer as a multiple of dim (a gated one has two thirds of it).
         dropout: probability, on what each branch of the stack adds.
         tie_embeddings: the head's matrix is the embedding's (arXiv:1608.05859).
@@ -47,7 +49,7 @@ class LanguageModel(Mixer):
         dim: int = 256,
         layers: Sequence[Spec] = ("gla", "gla", "gla", "gla"),
         norm: str = "rms",
-        feed_forward: str = "swiglu",
+        feed_forward: FeedForward | Sequence[FeedForward] = "swiglu",
         expansion: float = 4.0,
         dropout: float = 0.0,
         tie_embeddings: bool = True,
