@@ -1,4 +1,4 @@
-"""The family of selective state spaces: a short convolution, then a diagonal system that the token steers."""
+"""The families of selective state spaces: diagonal systems that the token steers, of channels or of whole heads."""
 
 from abc import abstractmethod
 from typing import NamedTuple
@@ -12,8 +12,7 @@ from seriatim.core.mixer import Mixer, state_dtype
 from seriatim.nn.pointwise import silu
 from seriatim.nn.short_conv import ShortConv
 
-__all__ = ["EIGENVALUES", "SelectiveInputs", "SelectiveMixer", "SelectiveState"]
-
+__all__ = ["EIGENVALUES", "DualState", "SelectiveInputs", "SelectiveMixer", "SelectiveState", "dual_scan"]
 
 EIGENVALUES = ("positive", "signed")
 
@@ -80,3 +79,36 @@ class SelectiveMixer(Mixer):
         signed = self.eigenvalues == "signed"
         y, system = ops.selective_scan(u, delta, A, B, C, self.D, state=state.system, reset=reset, signed=signed)
         return self.readout(y, gate), SelectiveState(tail, system)
+
+
+class DualState(NamedTuple):
+    """What is carried from segment to segment."""
+
+    tail: Tensor  # (B, conv_size - 1, F): the last inputs of the convolution
+    system: Tensor  # (B, H, N, P): the state of every head's system
+
+
+def dual_scan(
+    x: Tensor, step: Tensor, log_decay: Tensor, B: Tensor, C: Tensor, state: Tensor | None, reset: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    r"""Systems whose A is one number a head, as linear attention with decay (state space duality).
+
+    .. math:: h_t = \alpha_t h_{t-1} + \Delta_t B_t x_t^\top, \quad y_t = h_t^\top C_t
+
+    Args:
+        x: (B, T, H, P).
+        step: (B, T, H), the step sizes.
+        log_decay: (B, T, H), the logarithms of alpha.
+        B, C: (B, T, G, N), each of the G groups for H / G heads.
+        state: (B, H, N, P), or None for zeros.
+        reset: (B, T) bool or None.
+
+    Returns:
+        y (B, T, H, P) and the state after the last token.
+
+    Source: Dao and Gu, 2024, arXiv:2405.21060, section 6.
+    """
+    shared = x.size(2) // B.size(2)
+    k, q = (z.unsqueeze(3).expand(-1, -1, -1, shared, -1).flatten(2, 3) for z in (B, C))  # of one group a view
+    y, state = ops.matrix_scan(q, k, step.unsqueeze(-1) * x, log_decay, state=state, reset=reset)
+    return y.to(x.dtype), state
