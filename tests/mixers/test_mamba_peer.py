@@ -20,11 +20,14 @@ def made(monkeypatch):
     package = pytest.importorskip("transformers", reason="the extra `bench` is not installed")
     package.utils.logging.set_verbosity_error()
 
-    def make(model, config, layer, **options):
+    def make(model, config, layer, like=None, **options):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             home = import_module(f"transformers.models.{model}.modeling_{model}")
-            found = getattr(home, layer)(getattr(package, config)(hidden_size=DIM, **options), 0)
+            given = getattr(package, config)(hidden_size=DIM, **options)
+            found = getattr(home, layer)(given, 0, **({} if like is None else {"initialize_mixer_weights": False}))
+        if like is not None:
+            found.load_state_dict(like.state_dict())
         with torch.no_grad():
             for parameter in found.parameters():
                 parameter.add_(0.3 * torch.randn_like(parameter))
@@ -73,9 +76,10 @@ def copied_mamba2(peer, **options):
     [
         ({}, {}),
         ({"use_bias": True, "n_groups": 3}, {"bias": True}),
-        ({"use_conv_bias": False, "time_step_limit": (0.02, 0.5)}, {"conv_bias": False, "step_min": 0.02, "step_max": 0.5}),
+        ({"use_conv_bias": False}, {"conv_bias": False}),
+        ({"time_step_limit": (0.02, 0.5)}, {"step_min": 0.02, "step_max": 0.5}),
     ],
-)  # fmt: skip
+)
 def test_equals_mamba2(made, time, theirs, options):
     peer = made(
         "mamba2", "Mamba2Config", "Mamba2Mixer", num_heads=2 * DIM // WIDTH, head_dim=WIDTH, state_size=STATE,
@@ -87,8 +91,8 @@ def test_equals_mamba2(made, time, theirs, options):
 @pytest.mark.parametrize("time", [1, 20, 150])
 def test_equals_bamba(made, time):
     peer = made(
-        "bamba", "BambaConfig", "BambaMixer", mamba_n_heads=6, mamba_d_head=WIDTH, mamba_n_groups=2, mamba_d_state=STATE,
-        mamba_chunk_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
+        "bamba", "BambaConfig", "BambaMixer", mamba_n_heads=6, mamba_d_head=WIDTH, mamba_n_groups=2,
+        mamba_d_state=STATE, mamba_chunk_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
     )  # fmt: skip
     assert_same(copied_mamba2(peer), peer, time)
 
@@ -100,3 +104,55 @@ def test_equals_zamba2(made, time):
         mamba_d_state=STATE, chunk_size=16, num_hidden_layers=1, num_attention_heads=2, layer_types=["mamba"],
     )  # fmt: skip
     assert_same(copied_mamba2(peer, step_min=peer.time_step_limit[0]), peer, time)
+
+
+def copied_mamba(peer, **options):
+    """Our Mamba with the peer's weights, whatever it calls them and whatever norms it has."""
+    ours = build("mamba", dim=DIM, state_size=STATE, dt_rank=5, **options)
+    named = {
+        "conv1d.weight": "conv.weight",
+        "conv1d.bias": "conv.bias",
+        "x_proj_weight": "x_proj.weight",
+        "dt_proj_weight": "dt_proj.weight",
+        "dt_proj_bias": "dt_proj.bias",
+        "dt_layernorm.weight": "norms.0.weight",
+        "b_layernorm.weight": "norms.1.weight",
+        "c_layernorm.weight": "norms.2.weight",
+    }
+    weights = {named.get(name, name): weight for name, weight in peer.named_parameters()}
+    if "x_proj_weight" in peer.state_dict():  # what goes in and its gate lie side by side
+        weights["in_proj.weight"] = weights["in_proj.weight"].unflatten(0, (-1, 2)).transpose(0, 1)
+    wanted = ours.state_dict()
+    ours.load_state_dict({name: weight.reshape(wanted[name].shape) for name, weight in weights.items()})
+    return ours
+
+
+SIZES = {"state_size": STATE, "time_step_rank": 5, "num_hidden_layers": 1}
+MAMBA_SIZES = {"mamba_d_state": STATE, "mamba_dt_rank": 5, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+@pytest.mark.parametrize("time", [1, 20, 150])
+def test_equals_mamba(made, time):
+    peer = made("mamba", "MambaConfig", "MambaMixer", **SIZES)
+    assert_same(copied_mamba(peer), peer, time)
+
+
+@pytest.mark.parametrize("time", [1, 20, 150])
+def test_equals_falcon_mamba(made, time):
+    """The weights' names are Mamba's; the norms of the step, B and C have none."""
+    like = made("mamba", "MambaConfig", "MambaMixer", **SIZES)
+    peer = made("falcon_mamba", "FalconMambaConfig", "FalconMambaMixer", like=like, **SIZES)
+    assert_same(copied_mamba(peer, select_norm="rms_unscaled"), peer, time)
+
+
+@pytest.mark.parametrize("time", [1, 20, 150])
+def test_equals_jamba(made, time):
+    peer = made("jamba", "JambaConfig", "JambaMambaMixer", **MAMBA_SIZES)
+    assert_same(copied_mamba(peer, select_norm="rms"), peer, time)
+
+
+@pytest.mark.parametrize("time", [1, 20, 150])
+@pytest.mark.parametrize("heads", [1, 3])
+def test_equals_zamba(made, time, heads):
+    peer = made("zamba", "ZambaConfig", "ZambaMambaMixer", n_mamba_heads=heads, layer_types=["mamba"], **MAMBA_SIZES)
+    assert_same(copied_mamba(peer, heads=heads), peer, time)

@@ -28,8 +28,8 @@ class SelectiveInputs(NamedTuple):
     """What a token chooses. delta is the step of the discretisation, above 0."""
 
     delta: Tensor  # (B, T, E)
-    B: Tensor  # (B, T, N)
-    C: Tensor  # (B, T, N)
+    B: Tensor  # (B, T, H N)
+    C: Tensor  # (B, T, H N)
 
 
 class SelectiveMixer(Mixer):
@@ -37,7 +37,8 @@ class SelectiveMixer(Mixer):
 
     .. math:: h_t = e^{\Delta_t A} h_{t-1} + \Delta_t B_t x_t, \quad y_t = C_t^\top h_t + D x_t
 
-    With `eigenvalues` "signed" instead of "positive", h_{t-1} is multiplied by 2 e^{\Delta_t A} - 1.
+    With `eigenvalues` "signed" instead of "positive", h_{t-1} is multiplied by 2 e^{\Delta_t A} - 1. With `heads` (H),
+    each of so many equal parts of the channels has a B and a C of its own.
 
     A method sets `inner` (E), `state_size` (N), `conv`, `A_log` with A = -exp(A_log), and `D`, and writes `project`,
     `select` and `readout`; the scan, resets and padding are done here.
@@ -49,6 +50,7 @@ class SelectiveMixer(Mixer):
     A_log: nn.Parameter
     D: nn.Parameter
     eigenvalues: str = "positive"
+    heads: int = 1
 
     @abstractmethod
     def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,10 +77,22 @@ class SelectiveMixer(Mixer):
         delta, B, C = self.select(u)
         if lengths is not None:  # a step of length 0 changes nothing
             delta = ragged.mask(delta, ragged.real_tokens(lengths, x.size(1)))
-        A = -torch.exp(self.A_log.to(state_dtype(self.A_log.dtype)))
-        signed = self.eigenvalues == "signed"
-        y, system = ops.selective_scan(u, delta, A, B, C, self.D, state=state.system, reset=reset, signed=signed)
+        y, system = self._scan(u, delta, B, C, state.system, reset)
         return self.readout(y, gate), SelectiveState(tail, system)
+
+    def _scan(
+        self, u: Tensor, delta: Tensor, B: Tensor, C: Tensor, state: Tensor, reset: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        A, signed = -torch.exp(self.A_log.to(state_dtype(self.A_log.dtype))), self.eigenvalues == "signed"
+        if self.heads == 1:
+            return ops.selective_scan(u, delta, A, B, C, self.D, state=state, reset=reset, signed=signed)
+        parts = (z.chunk(self.heads, -1) for z in (u, delta, A.mT, B, C, self.D, state.mT))
+        found = [
+            ops.selective_scan(u, delta, A.mT, B, C, D, state=start.mT, reset=reset, signed=signed)
+            for u, delta, A, B, C, D, start in zip(*parts, strict=True)
+        ]
+        ys, states = zip(*found, strict=True)
+        return torch.cat(ys, -1), torch.cat(states, 1)
 
 
 class DualState(NamedTuple):

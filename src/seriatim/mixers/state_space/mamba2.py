@@ -120,7 +120,7 @@ def reference(m: Mamba2, x: Tensor) -> Tensor:
         for token in sequence:
             projected = m.in_proj.weight @ token + (0 if in_bias is None else in_bias)
             z, recent = projected[: m.inner], [*recent[1:], projected[m.inner :]]
-            mixed = sum(m.conv.weight[:, i] * recent[i] for i in range(m.conv.size))
+            mixed = (m.conv.weight * torch.stack(recent, 1)).sum(1)
             mixed = mixed if m.conv.bias is None else mixed + m.conv.bias
             mixed = mixed * torch.sigmoid(mixed)
             step = torch.log1p(torch.exp(m.decay.step.weight @ token + m.decay.step_bias))
