@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from seriatim import ops
 from seriatim.core import ragged
+from seriatim.core.linear import linear_in
 from seriatim.core.mixer import Mixer, state_dtype
 from seriatim.nn.pointwise import silu
 from seriatim.nn.short_conv import ShortConv
@@ -80,6 +81,7 @@ class SelectiveMixer(Mixer):
         y, system = self._scan(u, delta, B, C, state.system, reset)
         return self.readout(y, gate), SelectiveState(tail, system)
 
+    @linear_in("u", shared=False)
     def _scan(
         self, u: Tensor, delta: Tensor, B: Tensor, C: Tensor, state: Tensor, reset: Tensor | None
     ) -> tuple[Tensor, Tensor]:

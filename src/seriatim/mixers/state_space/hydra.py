@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from seriatim.core import ragged
 from seriatim.core.errors import check_divisible, check_size
+from seriatim.core.linear import linear_in
 from seriatim.core.mixer import Mixer
 from seriatim.core.state import State
 from seriatim.mixers.state_space.base import dual_scan
@@ -30,7 +31,8 @@ class Hydra(Mixer):
               \overleftarrow{\Delta}_j \overleftarrow{B}_j & i < j
               \end{cases}
 
-    .. math:: (z, u') = W_{in} x, \quad (u, \overrightarrow{B}, \overrightarrow{C}, \overleftarrow{B}, \overleftarrow{C})
+    .. math:: (z, u') = W_{in} x, \quad
+              (u, \overrightarrow{B}, \overrightarrow{C}, \overleftarrow{B}, \overleftarrow{C})
               = \mathrm{silu}(\mathrm{conv}(u')), \quad \delta_i = w_\delta u_i + D, \quad
               y = W_{out} (\mathrm{rms}(M u) \odot \mathrm{silu}(z))
 
@@ -92,6 +94,7 @@ class Hydra(Mixer):
         y = self._multiply(u.unflatten(-1, (self.heads, -1)), step, ports, diagonal, reset)
         return self.out_proj(self.norm(y.flatten(-2), gate)), ()
 
+    @linear_in("u")
     def _multiply(self, u: Tensor, step: Tensor, ports: Tensor, diagonal: Tensor, reset: Tensor | None) -> Tensor:
         """The matrix times u (B, T, H, P). step (B, T, 2, H), ports (B, T, 4 G N), diagonal (B, T, H)."""
         past, future = ports.unflatten(-1, (2, 2, self.groups, self.state_size)).unbind(2)

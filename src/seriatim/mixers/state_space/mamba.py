@@ -148,4 +148,5 @@ def _normed(m: Mamba, part: Tensor, at: int) -> Tensor:
     if m.select_norm == "none":
         return part
     part = part / (part.square().mean() + SELECT_EPSILON).sqrt()
-    return part * m.norms[at].weight if m.select_norm == "rms" else part
+    weight = m.norms[at].weight
+    return part * weight if isinstance(weight, Tensor) else part

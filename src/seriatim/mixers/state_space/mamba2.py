@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from seriatim.core import ragged
 from seriatim.core.errors import SeriatimError, check_divisible, check_positive, check_size
+from seriatim.core.linear import linear_in
 from seriatim.core.mixer import Mixer
 from seriatim.mixers.state_space.base import DualState, dual_scan
 from seriatim.nn.decay import HeadDecay
@@ -95,9 +96,15 @@ class Mamba2(Mixer):
         step = self.decay.steps(x)
         if lengths is not None:  # a step of length 0 changes nothing
             step = ragged.mask(step, ragged.real_tokens(lengths, x.size(1)))
-        y, system = dual_scan(u, step, self.decay.log_decay(step), B, C, state.system, reset)
-        y = torch.addcmul(y, u, self.D.to(u.dtype).unsqueeze(-1))
+        y, system = self._scan(u, step, B, C, state.system, reset)
         return self.out_proj(self.norm(y.flatten(-2), gate)), DualState(tail, system)
+
+    @linear_in("u")
+    def _scan(
+        self, u: Tensor, step: Tensor, B: Tensor, C: Tensor, state: Tensor, reset: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        y, state = dual_scan(u, step, self.decay.log_decay(step), B, C, state, reset)
+        return torch.addcmul(y, u, self.D.to(u.dtype).unsqueeze(-1)), state
 
 
 def _check_steps(step_min: float, step_max: float | None) -> None:
