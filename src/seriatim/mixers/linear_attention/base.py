@@ -22,6 +22,7 @@ __all__ = [
     "MatrixInputs",
     "MatrixMixer",
     "init_projections",
+    "normalised",
     "read_mean",
     "read_memory",
     "with_ones",
@@ -86,12 +87,17 @@ def read_mean(
 ) -> tuple[Tensor, Tensor]:
     """:func:`seriatim.ops.matrix_scan`, its answers divided by the sum of their weights."""
     o, state = ops.matrix_scan(q, k, with_ones(v), log_decay, state=state, reset=reset)
-    return o[..., :-1] / (o[..., -1:] + SMALL), state
+    return normalised(o), state
 
 
 def with_ones(v: Tensor) -> Tensor:
     """One more value of 1, (B, T, H, V + 1): the memory then holds the sum of its keys too."""
     return F.pad(v, (0, 1), value=1.0)
+
+
+def normalised(o: Tensor) -> Tensor:
+    """The mean of the values: the answers (B, T, H, V + 1) of such a memory, divided by the last, the weights' sum."""
+    return o[..., :-1] / (o[..., -1:] + SMALL)
 
 
 class DeltaState(NamedTuple):
