@@ -24,6 +24,7 @@ LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 ONLY = {  # narrower than their level
     "objectives": {"core", "nn"},
     "decoding": {"core"},
+    "analysis": {"core"},
     "train": {"core", "nn"},
     "data": {"core"},
     "tasks": {"core"},

@@ -9,7 +9,8 @@ from seriatim.decoding.sampler import Sampler
 from seriatim.decoding.session import load_session, save_session
 from seriatim.models.language_model import LanguageModel
 
-MIXERS = [name for name in names() if resolve(name).__module__.startswith("seriatim.mixers")]
+CLASSES = {name: resolve(name) for name in names()}
+MIXERS = [name for name, cls in CLASSES.items() if cls.__module__.startswith("seriatim.mixers") and cls.causal]
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6], [7], [2, 7, 1, 8], [], [16, 16, 0]]
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from seriatim.core import ragged
 from seriatim.core.errors import SeriatimError
+from seriatim.core.linear import linear_in
 from seriatim.kernels.cpu.attention import QUERIES
 from seriatim.kernels.cpu.attention import attention as compiled
 from seriatim.ops.backend import choose
@@ -37,6 +38,7 @@ __all__ = [
 ]
 
 
+@linear_in("v")
 def attention(
     q: Float[Tensor, "B T H K"],
     k: Float[Tensor, "B T G K"],

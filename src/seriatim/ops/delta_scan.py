@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from seriatim.core.linear import linear_in
 from seriatim.kernels.cpu.delta_scan import delta_scan as compiled
 from seriatim.ops.backend import choose
 from seriatim.ops.checks import check_reset, check_tensors
@@ -27,6 +28,7 @@ CHUNK_PER_HEAD = 64
 CHUNK_PER_KEY = 32  # the work inside a chunk grows with its logarithm, but the temporaries then leave the cache
 
 
+@linear_in("v")
 def delta_scan(
     q: Float[Tensor, "B T H K"],
     k: Float[Tensor, "B T H K"],

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from seriatim.core import ragged
 from seriatim.core.errors import SeriatimError
+from seriatim.core.linear import linear_in
 from seriatim.ops.backend import choose
 from seriatim.ops.checks import check_lengths, check_reset, check_tensors
 from seriatim.ops.invariant_chunks import chunked
@@ -23,6 +24,7 @@ from seriatim.ops.precision import cast, compute_dtype, full_precision
 __all__ = ["invariant_scan", "reference"]
 
 
+@linear_in("u", shared=False)
 def invariant_scan(
     u: Float[Tensor, "B T G"],
     A: Inexact[Tensor, "G *N"],

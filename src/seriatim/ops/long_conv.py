@@ -16,6 +16,7 @@ from torch import Tensor
 
 from seriatim.core import ragged
 from seriatim.core.errors import SeriatimError
+from seriatim.core.linear import linear_in
 from seriatim.ops.backend import choose
 from seriatim.ops.checks import check_lengths, check_reset, check_tensors
 from seriatim.ops.precision import cast, compute_dtype, full_precision
@@ -27,6 +28,7 @@ __all__ = ["long_conv", "reference"]
 PIECE = 64  # tokens convolved directly where documents begin inside the sequence
 
 
+@linear_in("u", shared=False)
 def long_conv(
     u: Float[Tensor, "B T D"],
     kernel: Float[Tensor, "D L"],

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from seriatim.core.linear import linear_in
 from seriatim.kernels.cpu.selective_scan import selective_scan as compiled
 from seriatim.ops.backend import choose
 from seriatim.ops.checks import check_reset, check_tensors
@@ -29,6 +30,7 @@ CHUNK_ELEMENTS_ELSEWHERE = 1 << 24  # enough to keep a large device busy
 LEAST = 1 << 15  # state values below which calling the compiled kernel for one token takes longer than it saves
 
 
+@linear_in("x", shared=False)
 def selective_scan(
     x: Float[Tensor, "B T E"],
     delta: Float[Tensor, "B T E"],

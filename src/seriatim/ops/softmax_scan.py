@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from seriatim.core.errors import SeriatimError
+from seriatim.core.linear import linear_in
 from seriatim.core.mixer import state_dtype
 from seriatim.kernels.cpu.softmax_scan import softmax_scan as compiled
 from seriatim.ops.backend import choose
@@ -40,6 +41,7 @@ def init_softmax_state(batch: int, heads: int, dim: int, like: Tensor) -> Softma
     return SoftmaxState(torch.full_like(total, float("-inf")), total, zeros)
 
 
+@linear_in("values")
 def softmax_scan(
     scores: Float[Tensor, "B T H"],
     values: Float[Tensor, "B T H D"],

@@ -7,7 +7,7 @@ from torch import nn
 
 from seriatim.models.language_model import LanguageModel
 
-__all__ = ["copy_mamba", "copy_recurrent"]
+__all__ = ["copy_mamba", "copy_mamba2", "copy_recurrent"]
 
 # Ours to the peer's. transformers' embedding is shared with its head, as ours is.
 _BLOCK = {
@@ -22,6 +22,16 @@ _BLOCK = {
     "mixer.out_proj.weight": "mixer.out_proj.weight",
 }
 
+_BLOCK2 = {
+    "mixer_norm.weight": "norm.weight",
+    "mixer.conv.bias": "mixer.conv1d.bias",
+    "mixer.decay.step_bias": "mixer.dt_bias",
+    "mixer.decay.A_log": "mixer.A_log",
+    "mixer.D": "mixer.D",
+    "mixer.norm.weight": "mixer.norm.weight",
+    "mixer.out_proj.weight": "mixer.out_proj.weight",
+}
+
 
 @torch.no_grad()
 def copy_mamba(ours: LanguageModel, peer: nn.Module, names: dict[str, str]) -> None:
@@ -29,15 +39,36 @@ def copy_mamba(ours: LanguageModel, peer: nn.Module, names: dict[str, str]) -> N
 
     Every parameter of ours is written, or this fails.
     """
+    _write(ours, _weights(ours, peer, names, _BLOCK))
+
+
+@torch.no_grad()
+def copy_mamba2(ours: LanguageModel, peer: nn.Module, names: dict[str, str]) -> None:
+    """The same from a Mamba-2 language model."""
+    found: dict[str, Any] = dict(peer.named_parameters())
+    weights = _weights(ours, peer, names, _BLOCK2)
+    for i in range(len(ours.layers)):
+        own, both = f"stack.blocks.{i}.mixer", found[f"{names['blocks']}.{i}.mixer.in_proj.weight"]
+        heads = weights[f"{own}.D"].numel()
+        weights[f"{own}.in_proj.weight"], weights[f"{own}.decay.step.weight"] = both.split([len(both) - heads, heads])
+    _write(ours, weights)
+
+
+def _weights(ours: LanguageModel, peer: nn.Module, names: dict[str, str], block: dict[str, str]) -> dict[str, Any]:
+    """By our names: the ends, and of every layer what `block` lists and the convolution's kernel."""
     found: dict[str, Any] = dict(peer.named_parameters())
     weights = {
         "embedding.weight": found[f"{names['embedding']}.weight"],
         "out_norm.weight": found[f"{names['norm']}.weight"],
     }
     for i in range(len(ours.layers)):
-        block = f"{names['blocks']}.{i}"
-        weights |= {f"stack.blocks.{i}.{own}": found[f"{block}.{name}"] for own, name in _BLOCK.items()}
-        weights[f"stack.blocks.{i}.mixer.conv.weight"] = found[f"{block}.mixer.conv1d.weight"].squeeze(1)
+        own, theirs = f"stack.blocks.{i}", f"{names['blocks']}.{i}"
+        weights |= {f"{own}.{name}": found[f"{theirs}.{peers}"] for name, peers in block.items()}
+        weights[f"{own}.mixer.conv.weight"] = found[f"{theirs}.mixer.conv1d.weight"].squeeze(1)
+    return weights
+
+
+def _write(ours: nn.Module, weights: dict[str, Any]) -> None:
     own_parameters = dict(ours.named_parameters())
     assert own_parameters.keys() == weights.keys()
     for name, parameter in own_parameters.items():

@@ -20,6 +20,7 @@ __all__ = [
     "installed",
     "llama",
     "mamba",
+    "mamba2",
     "mamba2_scan",
     "mambapy_mamba",
     "mlstm_chunkwise",
@@ -73,6 +74,18 @@ def mamba(vocab: int, dim: int, layers: int, use_mambapy: bool = False) -> nn.Mo
         bos_token_id=None, eos_token_id=None, tie_word_embeddings=True, use_cache=False,
     )  # fmt: skip
     model: nn.Module = package.MambaForCausalLM(config)
+    return model
+
+
+def mamba2(vocab: int, dim: int, layers: int, states: int, width: int) -> nn.Module:
+    """transformers' Mamba2ForCausalLM, with heads of `width` features and one group."""
+    package = _transformers()
+    config = package.Mamba2Config(
+        vocab_size=vocab, hidden_size=dim, num_hidden_layers=layers, state_size=states, head_dim=width, expand=2,
+        num_heads=2 * dim // width, n_groups=1, pad_token_id=None, bos_token_id=None, eos_token_id=None,
+        tie_word_embeddings=True, use_cache=False,
+    )  # fmt: skip
+    model: nn.Module = package.Mamba2ForCausalLM(config)
     return model
 
 

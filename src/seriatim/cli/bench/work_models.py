@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seriatim.cli.bench import counts, peers
-from seriatim.cli.bench.copies import copy_mamba
+from seriatim.cli.bench.clock import fastest
+from seriatim.cli.bench.copies import copy_mamba, copy_mamba2
 from seriatim.cli.bench.work import Pair, Peer, Target, Work, sizes
 from seriatim.decoding.generate import generate
 from seriatim.decoding.sampler import Sampler
@@ -32,6 +33,8 @@ def works(quick: bool) -> list[Work]:
         _mamba_training("transformers, use_mambapy", 2, time, None),
         _mamba_training("transformers", 1, time, None),
         _mamba_training("transformers", 2, time, Target(300)),
+        _mamba2_training(2, time, (256,), Target(8)),
+        _mamba2_training(2, time, (32, 64, 128), None),
     ]
     for mixer in ("gla", "mamba"):
         found += [
@@ -121,6 +124,59 @@ def _mamba_training(package: str, batch: int, time: int, target: Target | None) 
         peer = Peer("transformers' Mamba on mambapy's scan", ("transformers", "mambapy"))
     shape = f"{LAYERS} layers, dim {DIM}, {sizes(B=batch, T=time)}"
     return Work("Mamba, training step", shape, peer, make, target, weight=8 if package == "transformers" else 2)
+
+
+def _mamba2_training(batch: int, time: int, chunks: tuple[int, ...], target: Target | None) -> Work:
+    """transformers' Mamba-2 with the fastest of some chunk sizes; by itself it has 256."""
+    states, width = 128, 64
+
+    def make() -> Pair:
+        torch.manual_seed(0)
+        options = {"mixer": "mamba2", "state_size": states, "head_dim": width}
+        ours = LanguageModel(VOCAB, dim=DIM, layers=[options] * LAYERS, feed_forward="none").train()
+        peer, tokens = peers.mamba2(VOCAB, DIM, LAYERS, states, width).train(), _tokens(batch, time)
+        copy_mamba2(ours, peer, HF_NAMES)
+        mixers: list[Any] = [module for module in peer.modules() if hasattr(module, "chunk_size")]
+
+        def own_logits(tokens: Tensor) -> Tensor:
+            return ours(tokens)[0]
+
+        def peer_logits(tokens: Tensor) -> Tensor:
+            logits: Tensor = peer(tokens).logits
+            return logits
+
+        def with_chunks(size: int) -> Callable[[], None]:
+            step = _step(peer, peer_logits, tokens)
+
+            def run() -> None:
+                for mixer in mixers:
+                    mixer.chunk_size = size
+                step()
+
+            return run
+
+        def compare() -> tuple[list[Tensor], list[Tensor]]:
+            copy_mamba2(ours, peer, HF_NAMES)  # choosing a chunk size has trained the peer
+            own = _first_gradients(ours, own_logits, tokens, "embedding.weight")
+            return own, _first_gradients(peer, peer_logits, tokens, "backbone.embeddings.weight")
+
+        sides = {size: with_chunks(size) for size in chunks}
+        best = fastest(sides) if len(sides) > 1 else chunks[0]
+        scan = counts.chunked_matrix(batch * time, 2 * DIM // width, states, width) * LAYERS
+        of = f", the fastest of {', '.join(map(str, chunks))}" if len(chunks) > 1 else ", its default"
+        return Pair(
+            ours=_step(ours, own_logits, tokens),
+            peer=sides[best],
+            path=f"Mamba2ForCausalLM, chunk_size {best}{of}",
+            compare=compare,
+            flops=counts.training(counts.linear(ours, batch * time) + scan),
+            parameters=peers.both(ours, peer),
+        )
+
+    shape = f"{LAYERS} layers, dim {DIM}, {sizes(B=batch, T=time)}" + (", best chunks" if len(chunks) > 1 else "")
+    return Work(
+        "Mamba-2, training step", shape, Peer("transformers' Mamba-2", ("transformers",)), make, target, weight=2
+    )
 
 
 def _prefill(batch: int, time: int) -> Work:

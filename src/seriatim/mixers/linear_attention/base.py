@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from seriatim import ops
 from seriatim.core import ragged
+from seriatim.core.linear import linear_in
 from seriatim.core.mixer import Mixer
 from seriatim.nn.norms import l2_norm
 from seriatim.nn.pointwise import silu
@@ -22,6 +23,7 @@ __all__ = [
     "MatrixMixer",
     "init_projections",
     "normalised",
+    "read_mean",
     "read_memory",
     "with_ones",
 ]
@@ -44,12 +46,14 @@ class MatrixMixer(Mixer):
     """A memory S of shape (key_dim, value_dim) for each head: :func:`seriatim.ops.matrix_scan`.
 
     A method sets `heads`, `key_dim`, `value_dim` and writes `project` and `readout`; the scan, resets and padding are
-    done here.
+    done here. Where `normalize` is set, the memory's last value is always 1, which `project` leaves out, and answers
+    are divided by it, the sum of the weights.
     """
 
     heads: int
     key_dim: int
     value_dim: int
+    normalize: bool = False
 
     @abstractmethod
     def project(self, x: Tensor) -> MatrixInputs:
@@ -63,17 +67,27 @@ class MatrixMixer(Mixer):
         return self.new_state(batch, self.heads, self.key_dim, self.value_dim)
 
     def mix(self, x: Tensor, state: Tensor, reset: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-        o, state = read_memory(self.project(x), state, reset, lengths)
+        o, state = read_memory(self.project(x), state, reset, lengths, normalize=self.normalize)
         return self.readout(x, o), state
 
 
 def read_memory(
-    inputs: MatrixInputs, state: Tensor, reset: Tensor | None, lengths: Tensor | None
+    inputs: MatrixInputs, state: Tensor, reset: Tensor | None, lengths: Tensor | None, *, normalize: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """What the memory answers, o (B, T, H, V), and the memory after the segment, (B, H, K, V)."""
+    """What the memory answers, o (B, T, H, V), and the memory after the segment, (B, H, K, V) or (B, H, K, V + 1)."""
     q, k, v, log_decay = inputs
     k, log_decay = _still(lengths, k, log_decay)
-    return ops.matrix_scan(q, k, v, log_decay, state=state, reset=reset)
+    read = read_mean if normalize else ops.matrix_scan
+    return read(q, k, v, log_decay, state=state, reset=reset)
+
+
+@linear_in("v")
+def read_mean(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, *, state: Tensor, reset: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """:func:`seriatim.ops.matrix_scan`, its answers divided by the sum of their weights."""
+    o, state = ops.matrix_scan(q, k, with_ones(v), log_decay, state=state, reset=reset)
+    return normalised(o), state
 
 
 def with_ones(v: Tensor) -> Tensor:

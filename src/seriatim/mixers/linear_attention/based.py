@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from seriatim.core.errors import check_divisible, check_size
-from seriatim.mixers.linear_attention.base import MatrixInputs, MatrixMixer, normalised, with_ones
+from seriatim.mixers.linear_attention.base import MatrixInputs, MatrixMixer
 from seriatim.nn.feature_maps import TaylorFeatures
 
 __all__ = ["Based"]
@@ -27,6 +27,8 @@ class Based(MatrixMixer):
     Source: Arora et al., 2024, arXiv:2402.18668, sections 4.1 and 4.2; initialisation of its official code.
     """
 
+    normalize = True
+
     def __init__(self, dim: int, heads: int = 4, query_dim: int = 16):
         super().__init__()
         check_divisible(dim=dim, heads=heads)
@@ -40,10 +42,10 @@ class Based(MatrixMixer):
     def project(self, x: Tensor) -> MatrixInputs:
         queries = self.heads * self.query_dim
         q, k, v = (z.unflatten(-1, (self.heads, -1)) for z in self.qkv(x).split([queries, queries, self.dim], -1))
-        return MatrixInputs(self.features(q), self.features(k), with_ones(v))
+        return MatrixInputs(self.features(q), self.features(k), v)
 
     def readout(self, x: Tensor, o: Tensor) -> Tensor:
-        return self.out(normalised(o).flatten(-2))
+        return self.out(o.flatten(-2))
 
 
 def reference(m: Based, x: Tensor) -> Tensor:

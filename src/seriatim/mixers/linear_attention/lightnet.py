@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from seriatim import ops
 from seriatim.core import ragged
 from seriatim.core.errors import SeriatimError, check_divisible, check_positive, check_size
+from seriatim.core.linear import linear_in
 from seriatim.core.mixer import Mixer, state_dtype
 from seriatim.core.state import State
 from seriatim.nn.log_sum import document_log_sum, running_log_sum
@@ -115,6 +116,7 @@ class LightNet(Mixer):
         o, memory = ops.matrix_scan(q, weights, v, log_decay, state=state.memory, reset=reset)
         return o, LightNetState(length, totals[:, -1].clone(), memory)
 
+    @linear_in("v")
     def _sum(self, q: Tensor, keys: Tensor, v: Tensor, reset: Tensor | None) -> Tensor:
         positions = ragged.positions(reset, torch.zeros(q.size(0), dtype=torch.long, device=q.device), q.size(1))
         q, weights = self._placed(q, _softmax(keys, document_log_sum(keys, reset)), positions)

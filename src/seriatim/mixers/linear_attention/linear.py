@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from seriatim.core.errors import SeriatimError, check_divisible, check_size
-from seriatim.mixers.linear_attention.base import MatrixInputs, MatrixMixer, normalised, with_ones
+from seriatim.mixers.linear_attention.base import MatrixInputs, MatrixMixer
 from seriatim.nn.feature_maps import POSITIVE, build_feature_map
 
 __all__ = ["Linear"]
@@ -61,10 +61,10 @@ class Linear(MatrixMixer):
         q, k, v = (
             z.unflatten(-1, (self.heads, -1)) for z in self.qkv(x).split([self.queries, self.queries, self.dim], -1)
         )
-        return MatrixInputs(self.features(q), self.features(k), with_ones(v) if self.normalize else v)
+        return MatrixInputs(self.features(q), self.features(k), v)
 
     def readout(self, x: Tensor, o: Tensor) -> Tensor:
-        return self.out((normalised(o) if self.normalize else o).flatten(-2))
+        return self.out(o.flatten(-2))
 
 
 def reference(m: Linear, x: Tensor) -> Tensor:

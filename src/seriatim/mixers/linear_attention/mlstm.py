@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from seriatim import ops
 from seriatim.core import ragged
 from seriatim.core.errors import SeriatimError, check_divisible, check_one_of, check_size
+from seriatim.core.linear import linear_in
 from seriatim.core.mixer import Mixer, state_dtype
 from seriatim.mixers.linear_attention.base import with_ones
 from seriatim.nn.pointwise import gated, silu
@@ -138,6 +139,7 @@ class MLSTM(Mixer):
         return i, F.logsigmoid(f) if self.forget_gate == "sigmoid" else f
 
 
+@linear_in("v")
 def matrix_cell(
     q: Tensor,
     k: Tensor,

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from seriatim import ops
 from seriatim.core import ragged
 from seriatim.core.errors import check_divisible
+from seriatim.core.linear import linear_in
 from seriatim.core.mixer import Mixer, state_dtype
 
 __all__ = ["PLSTM"]
@@ -63,9 +64,9 @@ class PLSTM(Mixer):
             real = ragged.real_tokens(lengths, x.size(1))
             source, size, sign = ragged.mask(source, real), ragged.mask(size, real), ragged.mask(sign, real, 1.0)
         q = q * (self.dim // self.heads) ** -0.5
-        own = (direct * (q * k).sum(-1))[..., None] * v
-        o, state = _read_then_write(mark[..., None] * q, source[..., None] * k, v, size, sign, state, reset)
-        o = (o + own).to(x.dtype)
+        own = (direct * (q * k).sum(-1))[..., None]
+        o, state = _read_then_write(mark[..., None] * q, source[..., None] * k, v, own, size, sign, state, reset)
+        o = o.to(x.dtype)
         o = F.rms_norm(o, o.shape[-1:], eps=EPSILON) * self.norm
         return self.out(o.flatten(-2)), state
 
@@ -77,10 +78,13 @@ def _log_and_sign_of_tanh(z: Tensor) -> tuple[Tensor, Tensor]:
     return torch.log(-torch.expm1(twice)) - torch.log1p(torch.exp(twice)), sign
 
 
+@linear_in("v")
 def _read_then_write(
-    q: Tensor, k: Tensor, v: Tensor, size: Tensor, sign: Tensor, state: Tensor, reset: Tensor | None
+    q: Tensor, k: Tensor, v: Tensor, own: Tensor, size: Tensor, sign: Tensor, state: Tensor, reset: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """`matrix_scan` on the tokens before: token t reads what t - 1 left. size, sign (B, T, H) are of the transitions.
+    """`matrix_scan` on the tokens before: token t reads what t - 1 left, and `own` (B, T, H, 1) times its own value.
+
+    size, sign (B, T, H) are of the transitions.
 
     Signs go into what is written and read: times the product of all signs so far, the memory fades by sizes only.
     """
@@ -95,7 +99,7 @@ def _read_then_write(
     o, state = ops.matrix_scan(before[..., None] * q, late_k, late_v, late_size, state=state, reset=reset)
     new = k[:, -1, :, :, None] * v[:, -1, :, None, :]
     state = size[:, -1, :, None, None].exp() * state + new
-    return o, so_far[:, -1, :, None, None] * state
+    return o + own * v, so_far[:, -1, :, None, None] * state
 
 
 def reference(m: PLSTM, x: Tensor) -> Tensor:

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from seriatim import ops
 from seriatim.core import ragged
 from seriatim.core.errors import check_divisible, check_size
+from seriatim.core.linear import linear_in
 from seriatim.core.mixer import Mixer, state_dtype
+from seriatim.mixers.linear_attention.base import with_ones
 
 __all__ = ["PrefixLinear", "PrefixLinearState"]
 
@@ -76,13 +78,12 @@ class PrefixLinear(Mixer):
         if real is not None:
             in_prompt = in_prompt & real
         prompt_k = ragged.mask(self._features(self.prompt_key(x)), in_prompt)
-        prompt_v = self._values(self.prompt_value(x))
+        prompt_v = with_ones(self._values(self.prompt_value(x)))
         memory = state.memory + torch.einsum("bthf,bthv->bhfv", prompt_k, prompt_v).to(state.memory.dtype)
         k = self._features(self.key(x))
         k = k if real is None else ragged.mask(k, real)
         q = self._features(self.query(x))
-        sums, memory = ops.matrix_scan(q, k, self._values(self.value(x)), state=memory, reset=reset)
-        o = sums[..., :-1] / (sums[..., -1:] + EPSILON)
+        o, memory = _read(q, k, self._values(self.value(x)), memory, reset)
         left = (state.prompt - (time if lengths is None else lengths)).clamp(min=0)
         left = left if reset is None else left.masked_fill(reset.any(1), 0)
         return self.out(o.flatten(-2).to(x.dtype)), PrefixLinearState(left, memory)
@@ -94,9 +95,15 @@ class PrefixLinear(Mixer):
         return torch.cat([torch.ones_like(x[..., :1]), x, x * x * 0.5**0.5, *products], -1)
 
     def _values(self, x: Tensor) -> Tensor:
-        """(B, T, dim) to (B, T, H, V + 1), the last of which is 1."""
-        x = x.to(state_dtype(x.dtype)).unflatten(-1, (self.heads, -1))
-        return torch.cat([x, torch.ones_like(x[..., :1])], -1)
+        """(B, T, dim) to (B, T, H, V)."""
+        return x.to(state_dtype(x.dtype)).unflatten(-1, (self.heads, -1))
+
+
+@linear_in("v")
+def _read(q: Tensor, k: Tensor, v: Tensor, memory: Tensor, reset: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The mean of the values, and the memory after the segment."""
+    sums, memory = ops.matrix_scan(q, k, with_ones(v), state=memory, reset=reset)
+    return sums[..., :-1] / (sums[..., -1:] + EPSILON), memory
 
 
 def reference(m: PrefixLinear, x: Tensor, prompt: int = 0) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from seriatim import ops
 from seriatim.core import ragged
 from seriatim.core.errors import SeriatimError, check_size
+from seriatim.core.linear import linear_in
 from seriatim.core.mixer import Mixer, state_dtype
 from seriatim.nn.token_shift import token_shift
 
@@ -75,6 +76,7 @@ class RWKV4(Mixer):
         wkv, state = self._average(k, v, state, reset, lengths)
         return self.out(torch.sigmoid(r) * wkv.to(r.dtype)), state._replace(last=last)
 
+    @linear_in("v", shared=False)
     def _average(
         self, k: Tensor, v: Tensor, state: RWKV4State, reset: Tensor | None, lengths: Tensor | None
     ) -> tuple[Tensor, RWKV4State]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from seriatim import ops
 from seriatim.core import ragged
 from seriatim.core.errors import SeriatimError, check_divisible, check_size
+from seriatim.core.linear import linear_in
 from seriatim.core.mixer import Mixer, state_dtype
 from seriatim.nn.pointwise import gated
 from seriatim.nn.token_shift import token_shift
@@ -95,12 +96,12 @@ class RWKV6(Mixer):
         log_decay = -(d.to(wide) + self.decay.to(wide)).exp()
         r, k, v, log_decay = (z.unflatten(-1, (self.heads, -1)) for z in (r, k, v, log_decay))
         bonus = self.bonus.unflatten(-1, (self.heads, -1))
-        now = (r * bonus * k).sum(-1, keepdim=True) * v
+        own = (r * bonus * k).sum(-1, keepdim=True)
         if lengths is not None:  # a padded token neither writes nor fades
             real = ragged.real_tokens(lengths, x.size(1))
             k, log_decay = ragged.mask(k, real), ragged.mask(log_decay, real)
-        past, memory = read_before(r, k, v, log_decay, state.memory, reset)
-        o = F.layer_norm(past + now, past.shape[-1:], eps=EPSILON).flatten(-2) * self.norm_weight + self.norm_bias
+        o, memory = _read(r, k, v, own, log_decay, state.memory, reset)
+        o = F.layer_norm(o, o.shape[-1:], eps=EPSILON).flatten(-2) * self.norm_weight + self.norm_bias
         return self.out(gated(o.to(x.dtype), self.gate(for_gate))), RWKV6State(last, memory)
 
     def _mixtures(self, x: Tensor, change: Tensor) -> tuple[Tensor, ...]:
@@ -108,6 +109,15 @@ class RWKV6(Mixer):
         low = torch.tanh(self.mix_down(torch.addcmul(x, change, self.mix_all)))
         parts = zip(low.chunk(STREAMS, -1), self.mix_up.to(low.dtype), self.mix_each, strict=True)
         return tuple(x + change * (part @ up + mu) for part, up, mu in parts)
+
+
+@linear_in("v")
+def _read(
+    r: Tensor, k: Tensor, v: Tensor, own: Tensor, log_decay: Tensor, memory: Tensor, reset: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """What the memory answers before each token writes, and `own` (B, T, H, 1) times the token's own value."""
+    past, memory = read_before(r, k, v, log_decay, memory, reset)
+    return past + own * v, memory
 
 
 def read_before(
