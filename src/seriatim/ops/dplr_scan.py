@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from seriatim.kernels.cpu.delta_scan import dplr_scan as compiled
 from seriatim.ops.backend import choose
 from seriatim.ops.checks import check_reset, check_tensors
 from seriatim.ops.delta_chunks import chunk_size, scan
@@ -64,7 +65,7 @@ def dplr_scan(
     given = (q, k, v, log_decay, read, write, state)
     arguments = cast(compute_dtype(*given), *given)
     with full_precision(q.device):
-        run = choose({"reference": reference, "torch": chunked}, arguments[0])
+        run = choose({"reference": reference, "torch": chunked, "cpu": compiled}, arguments[0])
         o, state = run(*arguments[:-1], scale=scale, state=arguments[-1], reset=reset)
     return o.to(v.dtype), state
 
