@@ -36,7 +36,7 @@ def mixed(name):
     with torch.no_grad():
         for parameter in m.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-    return m, F.layer_norm(torch.randn(TIME, DIM), (DIM,))
+    return m, torch.randn(TIME, DIM)
 
 
 @torch.no_grad()
@@ -57,7 +57,7 @@ def test_rwkv7_equals_its_authors(peer):
     )  # fmt: skip
     assert wanted.abs().mean() > 0.1
     y, state = m(x[None])
-    assert_close([y[0], state.memory[0].mT, state.last[0]], [wanted, memory, last], 1e-5, "value")
+    assert_close([y[0], state.memory[0].mT, state.last[0]], [wanted, memory, last], 3e-6, "value")
 
 
 @torch.no_grad()
@@ -71,7 +71,7 @@ def test_rwkv6_equals_its_authors(peer):
         m.decay.view(HEADS, WIDTH, 1), m.bonus.view(HEADS, WIDTH, 1),
         m.key.weight.T, m.value.weight.T, m.receptance.weight.T, m.gate.weight.T, m.out.weight.T, *[None] * 20,
     )  # fmt: skip
-    wanted = found - x  # the package adds what it reads
+    wanted = found - x  # the package has the norm before, and the sum behind, in one function
     assert wanted.abs().mean() > 0.1
-    y, state = m(x[None])
-    assert_close([y[0], state.memory[0], state.last[0]], [wanted, memory, last], 1e-5, "value")
+    y, state = m(F.layer_norm(x, (DIM,))[None])
+    assert_close([y[0], state.memory[0], state.last[0]], [wanted, memory, last], 3e-6, "value")
