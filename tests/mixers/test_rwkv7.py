@@ -40,14 +40,24 @@ def test_ranks_are_the_official_ones():
     assert ranks == [64, 64, 128]
 
 
-def test_a_new_mixer_forgets_at_the_rates_of_its_source():
-    """The rates of decay of the first and the last of three layers, at the first and the last channel of a head."""
+def test_a_new_mixer_begins_as_its_source_does():
+    """The decays of the first and the last of three layers at the ends of heads; all else in the middle."""
     first, last = (build("rwkv7", dim=64, heads=2, layer=layer, layers=3) for layer in (0, 2))
     for m, power in ((first, 1), (last, 2)):
         wanted = [-5.5 - 2.5, -5.5 + 6 * (31 / 63) ** power + 2.5, -5.5 + 6 * (32 / 63) ** power - 2.5, 0.5 + 2.5]
         assert torch.allclose(m.decay[[0, 31, 32, 63]], torch.tensor(wanted), atol=1e-5)
     assert torch.allclose(first.norm_weight, torch.tensor(3**-0.7))
-    assert torch.allclose(first.mixes[0, 32], torch.tensor(1 - 0.5**0.2))
+    assert torch.allclose(last.norm_weight, torch.tensor(1.0))
+    receptance, decay, key, value, rate, gate = 0.2, 0.9, 0.7, 0.7, 0.9, 0.2
+    powers = torch.tensor([receptance, decay, key, value, rate, gate])
+    assert torch.allclose(first.mixes[:, 32], 1 - 0.5**powers)
+    assert torch.allclose(last.mixes[:, 32], 1 - 0.5 ** (powers / 3))
+    assert torch.allclose(first.rate[32], torch.tensor(-0.19 - 0.3 + 0.4 * (32 / 63 - 0.5)))
+    assert torch.allclose(first.removal[32], torch.tensor(0.71 - 0.1 * (32 / 63 - 0.5)))
+    for network in (first.decay_network, first.rate_network, first.gate_network):
+        assert not network.down.weight.any()
+        longest = torch.linalg.matrix_norm(network.up.weight, 2)
+        assert torch.allclose(longest, torch.tensor(0.1))
 
 
 @pytest.mark.parametrize("size", [-80.0, 0.0, 80.0])
