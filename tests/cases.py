@@ -47,6 +47,7 @@ CASES = [
     Case("plstm", dim=16, heads=2),
     Case("rwkv4", dim=16, layer=1, layers=3),
     Case("rwkv6", dim=16, heads=2, mix_rank=3, decay_rank=4, layer=1, layers=3),
+    Case("rwkv7", dim=16, heads=2, decay_rank=3, rate_rank=4, gate_rank=5, layer=1, layers=3),
     Case("lightnet", dim=16, heads=2),
     Case("lightnet", dim=12, heads=2, causal=False, shape=[5]),
     Case("prefix_linear", dim=16, heads=2, feature_dim=4, skip=NO_PROMPT),

@@ -28,6 +28,7 @@ CAUSAL = [
     {"mixer": "lightnet", "heads": 2},
     {"mixer": "rwkv4"},
     {"mixer": "rwkv6", "heads": 2, "mix_rank": 3, "decay_rank": 3},
+    {"mixer": "rwkv7", "heads": 2},
     {"mixer": "deltanet", "heads": 2},
     {"mixer": "gated_deltanet", "heads": 2},
     {"mixer": "mixture_of_memories", "heads": 2},

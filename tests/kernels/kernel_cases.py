@@ -38,6 +38,27 @@ def assert_like_reference(source, run, inputs, tolerance=2e-6):
     assert_near(found_gradients, gradients(wanted, high), tolerance, "gradient")
 
 
+def assert_agrees(run, inputs, tolerance=2e-6, least=0.1):
+    """As `assert_like_reference`, but errors are not relative to less than `least`: where there are few numbers, all of
+    them may be small by chance, as differences of what is not."""
+    high = [z.detach().double().requires_grad_() for z in inputs]
+    with backend("reference"):
+        wanted = run(*high)
+    found = cpu(run)(*inputs)
+    assert_near(floating(found), floating(wanted), tolerance, "value", least)
+    assert_near(gradients(found, inputs), gradients(wanted, high), tolerance, "gradient", least)
+
+
+def cpu(run):
+    """The same on the kernels."""
+
+    def on_kernels(*inputs):
+        with backend("cpu"):
+            return run(*inputs)
+
+    return on_kernels
+
+
 def assert_near(found, wanted, tolerance, what, least=1e-6):
     """The largest difference, relative to the largest value, or to `least` if that is larger; infinities agree."""
     for index, (a, b) in enumerate(zip(found, wanted, strict=True)):

@@ -6,11 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kernel_cases import (
     LAYOUTS,
+    assert_agrees,
     assert_compiles,
     assert_like_reference,
     assert_near,
     assert_safe_in_threads,
     assert_within_bounds,
+    cpu,
     laid_out,
 )
 
@@ -42,27 +44,6 @@ def tensors(kind, seed, batch, time, heads, keys, values, layout="plain", fading
 def with_reset(reset=None, scale=1.0):
     """The op on tensors of which the last is the state."""
     return lambda *z: delta_scan(*z[:-1], scale=scale, state=z[-1], reset=reset)
-
-
-def assert_agrees(run, inputs, tolerance=2e-6, least=0.1):
-    """As `assert_like_reference`, but errors are not relative to less than `least`: where there are few numbers, all of
-    them may be small by chance, as differences of what is not."""
-    high = [z.detach().double().requires_grad_() for z in inputs]
-    with backend("reference"):
-        wanted = run(*high)
-    found = cpu(run)(*inputs)
-    assert_near(floating(found), floating(wanted), tolerance, "value", least)
-    assert_near(gradients(found, inputs), gradients(wanted, high), tolerance, "gradient", least)
-
-
-def cpu(run):
-    """The same on the kernels."""
-
-    def on_kernels(*inputs):
-        with backend("cpu"):
-            return run(*inputs)
-
-    return on_kernels
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -237,7 +218,8 @@ def test_the_operator_is_registered_whole(kind):
     q, k, v, beta, *log_decay, state = tensors(kind, 0, 2, 40, 2, 20, 17)
     decay = None if kind == "none" else log_decay[0].detach().reshape(2, 40, 2, -1).requires_grad_()
     torch.library.opcheck(
-        torch.ops.seriatim.cpu_delta_scan.default, (q, k, v, beta, decay, state, resets(0, 2, 40), 0.3, True)
+        torch.ops.seriatim.cpu_delta_scan.default,
+        (q, k, v, beta, decay, None, None, state, resets(0, 2, 40), 0.3, True),
     )
 
 
@@ -248,14 +230,14 @@ def test_threads(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_keeps_a_state_a_segment(kind):
-    span = segment(32, 64) * CHUNK
+    span = segment(32, 64, 1) * CHUNK
     kept = saved_bytes(cpu(with_reset()), tensors(kind, 0, 2, 3 * span, 3, 32, 64))
     assert kept == 4 * 2 * 3 * 3 * 32 * 64
 
 
 def test_keeps_nothing_for_a_backward_pass_that_will_not_come():
     q, k, v, beta, state = (z.detach() for z in tensors("none", 0, 1, 40, 1, 4, 4))
-    assert module.forward(q, k, v, beta, None, state, None, 1.0, False)[2].numel() == 0
+    assert module.forward(q, k, v, beta, None, None, None, state, None, 1.0, False)[2].numel() == 0
 
 
 def test_gradients_of_either_result_alone():
@@ -278,7 +260,10 @@ def test_second_derivatives_and_vmap_are_refused():
 
 def test_a_segment_fits_the_second_cache():
     with mock.patch.object(module, "caches", return_value=Caches(32 << 10, 2 << 20)):
-        assert segment(16, 16) == 16 >= segment(64, 64) > segment(256, 256) >= segment(1024, 1024) == 1
+        for writers in (1, 2):
+            small, middle, large, huge = (segment(size, size, writers) for size in (16, 64, 256, 1024))
+            assert small == 16 >= middle > large >= huge == 1
+        assert segment(64, 64, 1) >= segment(64, 64, 2)
 
 
 def test_columns_are_divided_where_threads_would_have_nothing_to_do():

@@ -17,6 +17,10 @@ OPS = {
         lambda q, k, v, g: ops.delta_scan(q, k, v, g.sigmoid(), -g.exp()),
         [(B, T, H, K), (B, T, H, K), (B, T, H, V), (B, T, H)],
     ),
+    "dplr_scan": lambda B, T, H, K, V: (
+        lambda q, k, v, g, r, w: ops.dplr_scan(q, k, v, -g.exp(), r, w),
+        [(B, T, H, K), (B, T, H, K), (B, T, H, V), (B, T, H, K), (B, T, H, K), (B, T, H, K)],
+    ),
     "attention": lambda B, T, H, K, V: (ops.attention, [(B, T, H, K), (B, T, H, K), (B, T, H, V)]),
     "softmax_scan": lambda B, T, H, K, V: (ops.softmax_scan, [(B, T, H), (B, T, H, V)]),
     "lstm": lambda B, T, H, K, V: (lambda x, u: ops.cell_scan("lstm", x, u), [(B, T, 4, H, K), (4, H, K, K)]),

@@ -157,14 +157,10 @@ def test_compiles_as_one_graph(kind, time):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_operator_is_registered_whole(kind):
     """Fakes of the right shapes and strides, nothing changed in place, gradients through the compiler."""
-    tensors = [*arguments(kind, 0, 2, 40), normal(5, 2, 2, 3, 2)]
-    tensors[3] = tensors[3].unsqueeze(-1)
-    if kind == "none":
-        tensors.insert(4, torch.zeros_like(tensors[3]))
-    if kind == "head":
-        tensors[4] = tensors[4].unsqueeze(-1)
-    inputs = [z.detach().requires_grad_() for z in tensors]
-    torch.library.opcheck(torch.ops.seriatim.delta_scan.default, (*inputs, 16))
+    q, k, v, beta, *given = arguments(kind, 0, 2, 40)
+    log_decay = given[0].reshape(2, 40, 2, -1) if given else torch.zeros(2, 40, 2, 1, dtype=torch.float64)
+    inputs = [z.detach().requires_grad_() for z in (q, k, v, log_decay, normal(5, 2, 2, 3, 2), beta.unsqueeze(-1))]
+    torch.library.opcheck(torch.ops.seriatim.delta_scan.default, (*inputs, None, None, 16))
 
 
 @pytest.mark.parametrize("kind", KINDS)

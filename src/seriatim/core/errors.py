@@ -3,7 +3,15 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-__all__ = ["SeriatimError", "check_divisible", "check_one_of", "check_positive", "check_size", "nearest"]
+__all__ = [
+    "SeriatimError",
+    "check_divisible",
+    "check_layer",
+    "check_one_of",
+    "check_positive",
+    "check_size",
+    "nearest",
+]
 
 
 class SeriatimError(ValueError):
@@ -48,3 +56,10 @@ def check_divisible(**values: int) -> None:
         raise SeriatimError(
             f"{whole_name} is {whole} and {part_name} is {part}; {whole_name} must be a multiple of {part_name}"
         )
+
+
+def check_layer(layer: int, layers: int) -> None:
+    """Raises unless `layer` counts one of so many layers, from 0."""
+    check_size(layers=layers)
+    if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < layers:
+        raise SeriatimError(f"layer is {layer!r} and layers is {layers}; layer must be a whole number below it")

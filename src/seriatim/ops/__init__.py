@@ -11,6 +11,7 @@ from seriatim.ops.cell_scan import cell_scan
 from seriatim.ops.dag_scan import dag_scan, line_graph
 from seriatim.ops.delta_scan import delta_scan
 from seriatim.ops.diagonal_scan import diagonal_scan
+from seriatim.ops.dplr_scan import dplr_scan
 from seriatim.ops.grid_scan import grid_scan
 from seriatim.ops.invariant_scan import invariant_scan
 from seriatim.ops.long_conv import long_conv
@@ -27,6 +28,7 @@ __all__ = [
     "dag_scan",
     "delta_scan",
     "diagonal_scan",
+    "dplr_scan",
     "grid_scan",
     "invariant_scan",
     "line_graph",

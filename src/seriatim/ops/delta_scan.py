@@ -19,13 +19,10 @@ from seriatim.core.linear import linear_in
 from seriatim.kernels.cpu.delta_scan import delta_scan as compiled
 from seriatim.ops.backend import choose
 from seriatim.ops.checks import check_reset, check_tensors
-from seriatim.ops.delta_chunks import scan
+from seriatim.ops.delta_chunks import chunk_size, scan
 from seriatim.ops.precision import cast, compute_dtype, full_precision
 
 __all__ = ["delta_scan", "reference"]
-
-CHUNK_PER_HEAD = 64
-CHUNK_PER_KEY = 32  # the work inside a chunk grows with its logarithm, but the temporaries then leave the cache
 
 
 @linear_in("v")
@@ -128,8 +125,7 @@ def chunked(
         log_decay = log_decay.unsqueeze(-1)
     if reset is not None:
         log_decay = log_decay.masked_fill(reset[:, :, None, None], float("-inf"))
-    size = CHUNK_PER_HEAD if log_decay.size(-1) == 1 else CHUNK_PER_KEY
-    o, state, _ = scan(q, k, v, beta.unsqueeze(-1), log_decay, state, min(size, 1 << (time - 1).bit_length()))
+    o, state, _ = scan(q, k, v, log_decay, state, beta.unsqueeze(-1), None, None, chunk_size(log_decay))
     return o, state
 
 

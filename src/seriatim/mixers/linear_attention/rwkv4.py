@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from seriatim import ops
 from seriatim.core import ragged
-from seriatim.core.errors import SeriatimError, check_size
+from seriatim.core.errors import check_layer, check_size
 from seriatim.core.linear import linear_in
 from seriatim.core.mixer import Mixer, state_dtype
 from seriatim.nn.token_shift import token_shift
@@ -47,9 +47,8 @@ class RWKV4(Mixer):
 
     def __init__(self, dim: int, layer: int = 0, layers: int = 1):
         super().__init__()
-        check_size(dim=dim, layers=layers)
-        if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < layers:
-            raise SeriatimError(f"layer is {layer!r} and layers is {layers}; layer must be a whole number below it")
+        check_size(dim=dim)
+        check_layer(layer, layers)
         self.dim, self.layer, self.layers = dim, layer, layers
         channel, depth = torch.arange(dim), layer / max(layers - 1, 1)
         share, rising = channel / dim, 1 - layer / layers

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from seriatim import ops
 from seriatim.core import ragged
-from seriatim.core.errors import SeriatimError, check_divisible, check_size
+from seriatim.core.errors import check_divisible, check_layer, check_size
 from seriatim.core.linear import linear_in
 from seriatim.core.mixer import Mixer, state_dtype
 from seriatim.nn.pointwise import gated
@@ -57,9 +57,8 @@ class RWKV6(Mixer):
     ):
         super().__init__()
         check_divisible(dim=dim, heads=heads)
-        check_size(mix_rank=mix_rank, decay_rank=decay_rank, layers=layers)
-        if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < layers:
-            raise SeriatimError(f"layer is {layer!r} and layers is {layers}; layer must be a whole number below it")
+        check_size(mix_rank=mix_rank, decay_rank=decay_rank)
+        check_layer(layer, layers)
         self.dim, self.heads, self.mix_rank, self.decay_rank = dim, heads, mix_rank, decay_rank
         self.layer, self.layers = layer, layers
         channel, depth, rising = torch.arange(dim), layer / max(layers - 1, 1), 1 - layer / layers
@@ -74,7 +73,8 @@ class RWKV6(Mixer):
         self.decay_up = nn.Linear(decay_rank, dim, bias=False)
         self.bonus = nn.Parameter(depth * (1 - place) + 0.1 * ((channel + 1) % 3 - 1))
         self.receptance, self.key, self.value, self.gate, self.out = (nn.Linear(dim, dim, bias=False) for _ in range(5))
-        self.norm_weight, self.norm_bias = nn.Parameter(torch.ones(dim)), nn.Parameter(torch.zeros(dim))
+        self.norm_weight = nn.Parameter(torch.full((dim,), ((1 + layer) / layers) ** 0.7))
+        self.norm_bias = nn.Parameter(torch.zeros(dim))
         nn.init.uniform_(self.decay_up.weight, -0.01, 0.01)
         for weight in (self.mix_down.weight, self.decay_down.weight, self.out.weight):
             nn.init.zeros_(weight)

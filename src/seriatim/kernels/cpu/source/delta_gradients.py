@@ -77,57 +77,68 @@ def _spans(chunk, grads, logs, sums):
 
 
 @function
-def gradients_per_key(chunk, grads, tokens, K):
-    """grads.pair gets all that keys and queries get, grads.logs (C, K) the gradients in the log decays."""
-    half, some = 4 * CHUNK * K, lanes(WIDTH)
+def gradients_per_key(chunk, work, grads, tokens):
+    """grads.pair and grads.writers get all that these get, grads.logs (C, K) the gradients in the log decays."""
+    K, late, half, some = work.K, work.W == 1, 4 * CHUNK * work.K, lanes(WIDTH)
+    if work.W > 1:
+        clear(grads.writers, 2 * C * K)
     for column in range(0, K, WIDTH):
         later = load(grads.total + 4 * column, some)
         for t in range(CHUNK - 1, -1, -1):
             at = 4 * (t * K + column)
-            later = later + load(chunk.first + at, some) * load(grads.first + at, some)
+            of_key = load(chunk.first + at, some) * load(grads.first + at, some)
             later = later + load(chunk.first + half + at, some) * load(grads.first + half + at, some)
-            store(later, grads.logs + at, some)
+            store(later + of_key if late else later, grads.logs + at, some)
+            later = later + of_key
         factor = every(ONE)
         for t in range(CHUNK):
             at = 4 * (t * K + column)
+            before = factor
             factor = factor * load(chunk.decays + at, some)
-            store(load(grads.first + at, some) * factor, grads.pair + at, some)
+            store(load(grads.first + at, some) * (factor if late else before), grads.pair + at, some)
             store(load(grads.first + half + at, some) * factor, grads.pair + half + at, some)
-    for j in range(tokens):
-        for column in range(0, K, 2 * WIDTH):
-            _send(chunk, grads, j, tokens, column, K)
+    for writer in range(work.W):
+        for j in range(tokens):
+            for column in range(0, K, 2 * WIDTH):
+                _send(chunk, grads, writer, j, tokens, column, K, late)
 
 
 @function
-def _send(chunk, grads, j, tokens, column, K):
-    """Takes key j through the chunk again, and the gradient in it back: 2 vectors of features, from `column` on."""
+def _send(chunk, grads, writer, j, tokens, column, K, late):
+    """Takes what token j writes through the chunk again, and the gradient in it back: 2 vectors of features, from
+    `column` on."""
     some0, some1, step, half = lanes(K - column), lanes(K - column - WIDTH), 4 * WIDTH, 4 * CHUNK * K
-    z = chunk.pair + 4 * (j * K + column)
-    w0, w1 = load(z, some0), load(z + step, some1)
+    at, own = 4 * (j * K + column), 4 * ((writer * CHUNK + j) * K + column)
+    w0, w1 = load(chunk.writers + own, some0), load(chunk.writers + own + step, some1)
     for i in range(j + 1, tokens):
         at = 4 * (i * K + column)
+        store(w0, grads.chain + at - 4 * K, some0)
+        store(w1, grads.chain + at - 4 * K + step, some1)
         w0, w1 = w0 * load(chunk.decays + at, some0), w1 * load(chunk.decays + at + step, some1)
-        store(w0, grads.chain + at, some0)
-        store(w1, grads.chain + at + step, some1)
-    at, score = 4 * (j * K + column), grads.scores + 4 * j
-    g0, g1 = load(grads.last + at, some0), load(grads.last + at + step, some1)
+    score = grads.scores + 4 * (2 * writer * CHUNK * CHUNK + j)
+    g0, g1 = load(grads.last + own, some0), load(grads.last + own + step, some1)
     for i in range(tokens - 1, j, -1):
         at, of_key = 4 * (i * K + column), number(score + 4 * i * CHUNK)
         of_query = number(score + 4 * (CHUNK + i) * CHUNK)
         z = chunk.pair + at
-        g0, g1 = g0 + load(z, some0) * of_key, g1 + load(z + step, some1) * of_key
+        k0, k1 = load(z, some0) * of_key, load(z + step, some1) * of_key
         z += half
         g0, g1 = g0 + load(z, some0) * of_query, g1 + load(z + step, some1) * of_query
-        w0, w1 = load(grads.chain + at, some0), load(grads.chain + at + step, some1)
+        if late:
+            g0, g1 = g0 + k0, g1 + k1
+            _accumulate(grads.pair + at, w0 * of_key, w1 * of_key, some0, some1)
         _accumulate(grads.logs + at, w0 * g0, w1 * g1, some0, some1)
-        _accumulate(grads.pair + at, w0 * of_key, w1 * of_key, some0, some1)
         _accumulate(grads.pair + half + at, w0 * of_query, w1 * of_query, some0, some1)
         g0, g1 = g0 * load(chunk.decays + at, some0), g1 * load(chunk.decays + at + step, some1)
+        w0, w1 = load(grads.chain + at - 4 * K, some0), load(grads.chain + at - 4 * K + step, some1)
+        if not late:
+            g0, g1 = g0 + k0, g1 + k1
+            _accumulate(grads.pair + at, w0 * of_key, w1 * of_key, some0, some1)
     of_query, at = number(score + 4 * (CHUNK + j) * CHUNK), 4 * (j * K + column)
     z = chunk.pair + half + at
-    _accumulate(grads.pair + at, g0 + load(z, some0) * of_query, g1 + load(z + step, some1) * of_query, some0, some1)
-    z = chunk.pair + 4 * (j * K + column)
-    _accumulate(grads.pair + half + at, load(z, some0) * of_query, load(z + step, some1) * of_query, some0, some1)
+    g0, g1 = g0 + load(z, some0) * of_query, g1 + load(z + step, some1) * of_query
+    _accumulate(grads.writers + own, g0, g1, some0, some1)
+    _accumulate(grads.pair + half + at, w0 * of_query, w1 * of_query, some0, some1)
 
 
 @function

@@ -17,6 +17,7 @@ __all__ = [
     "ADD",
     "REPLACE",
     "C",
+    "Given",
     "chunk_at",
     "clear",
     "copy_numbers",
@@ -32,12 +33,14 @@ __all__ = [
     "work_at",
 ]
 
-ZERO, ONE = np.float32(0), np.float32(1)
+ZERO, ONE, MINUS_ONE = np.float32(0), np.float32(1), np.float32(-1)
 # Constants as numba's plain integers: it compiles a function anew for every literal that it is called with.
 C, ADD, REPLACE = np.int64(CHUNK), np.int64(1), np.int64(0)
 
+Given = namedtuple("Given", ["q", "k", "v", "beta", "log_decay", "read", "write", "scale"])  # arrays as in delta_scan
 Chunk = namedtuple("Chunk", CHUNK_FIELDS)  # addresses
-Work = namedtuple("Work", [*WORK_FIELDS, "K", "V"])  # addresses, and how long the rows are
+# Addresses; how long the rows are; how many writers there are; whether there is a decay for every key feature.
+Work = namedtuple("Work", [*WORK_FIELDS, "K", "V", "W", "per_key"])
 Gradients = namedtuple("Gradients", GRADIENT_FIELDS)  # addresses
 _padded = function(padded)
 _WORK, _GRADIENTS = len(CHUNK_FIELDS) + 1, len(CHUNK_FIELDS) + 1 + len(WORK_FIELDS)  # where they begin in a layout
@@ -48,19 +51,26 @@ def chunk_at(scratch, layout, number):
     """The memory of a chunk."""
     x = scratch + 4 * number * layout[_WORK - 1]
     return Chunk(
-        x + 4 * layout[0], x + 4 * layout[1], x + 4 * layout[2], x + 4 * layout[3], x + 4 * layout[4],
+        x + 4 * layout[0], x + 4 * _writers(layout, 1, 0), x + 4 * layout[2], x + 4 * layout[3], x + 4 * layout[4],
         x + 4 * layout[5], x + 4 * layout[6], x + 4 * layout[7], x + 4 * layout[8], x + 4 * layout[9],
-        x + 4 * layout[10],
+        x + 4 * layout[10], x + 4 * layout[11],
     )  # fmt: skip
 
 
 @function
-def work_at(scratch, layout, keys, values):
-    """The memory to work in."""
+def _writers(layout, place, pair):
+    """Where writers lie: in a place of their own, or if that is empty where the keys of a pair do."""
+    return layout[place] if layout[place + 1] > layout[place] else layout[pair]
+
+
+@function
+def work_at(scratch, layout, width, given):
+    """The memory to work in for so many value columns, and the kind of the work: `read` is empty where keys read."""
+    writers = np.int64(2) if given.read.shape[0] > 0 else np.int64(1)
     x, at = scratch, layout[_WORK:]
     return Work(
         x + 4 * at[0], x + 4 * at[1], x + 4 * at[2], x + 4 * at[3], x + 4 * at[4],
-        _padded(keys), _padded(values),
+        _padded(given.k.shape[3]), _padded(width), writers, given.log_decay.shape[3] > 1 or writers > 1,
     )  # fmt: skip
 
 
@@ -70,7 +80,8 @@ def gradients_at(scratch, layout):
     x, at = scratch, layout[_GRADIENTS:]
     return Gradients(
         x + 4 * at[0], x + 4 * at[1], x + 4 * at[2], x + 4 * at[3], x + 4 * at[4], x + 4 * at[5], x + 4 * at[6],
-        x + 4 * at[7], x + 4 * at[8], x + 4 * at[9], x + 4 * at[10], x + 4 * at[11], x + 4 * at[12],
+        x + 4 * at[7], x + 4 * at[8], x + 4 * _writers(at, 9, 8), x + 4 * at[10], x + 4 * at[11], x + 4 * at[12],
+        x + 4 * at[13],
     )  # fmt: skip
 
 
@@ -127,15 +138,22 @@ def scatter(out, b, begin, tokens, h, x, width, column, columns, factor):
 
 
 @function
-def load_tokens(chunk, K, q, k, beta, log_decay, scale, b, begin, tokens, h):
-    """Keys, queries, beta and decays of a chunk; tokens behind the end write nothing and fade nothing."""
-    gather(chunk.pair, K, k, b, begin, tokens, h, 0, k.shape[3], ONE)
-    gather(chunk.pair + 4 * CHUNK * K, K, q, b, begin, tokens, h, 0, k.shape[3], scale)
-    betas, decays = vector(chunk.beta, C), vector(chunk.decays, C)
-    for i in range(CHUNK):
-        betas[i] = beta[b, begin + i, h] if i < tokens else ZERO
-    if log_decay.shape[3] > 1:
-        gather(chunk.decays, K, log_decay, b, begin, tokens, h, 0, k.shape[3], ONE)
+def load_tokens(chunk, work, given, b, begin, tokens, h):
+    """Who reads and writes in a chunk, beta and decays; tokens behind the end write nothing and fade nothing."""
+    K, half, betas, decays = work.K, 4 * CHUNK * work.K, vector(chunk.beta, C), vector(chunk.decays, C)
+    keys, log_decay = given.k.shape[3], given.log_decay
+    gather(chunk.pair + half, K, given.q, b, begin, tokens, h, 0, keys, given.scale)
+    if work.W > 1:
+        gather(chunk.pair, K, given.read, b, begin, tokens, h, 0, keys, ONE)
+        gather(chunk.writers, K, given.write, b, begin, tokens, h, 0, keys, ONE)
+        gather(chunk.writers + half, K, given.k, b, begin, tokens, h, 0, keys, ONE)
+        fill(betas, MINUS_ONE)
+    else:
+        gather(chunk.pair, K, given.k, b, begin, tokens, h, 0, keys, ONE)
+        for i in range(CHUNK):
+            betas[i] = given.beta[b, begin + i, h] if i < tokens else ZERO
+    if work.per_key:
+        gather(chunk.decays, K, log_decay, b, begin, tokens, h, 0, keys, ONE)
         # The decay over the chunk is no product of those of its tokens: their errors would add up from chunk to chunk.
         clear(chunk.total, K)
         for i in range(tokens):

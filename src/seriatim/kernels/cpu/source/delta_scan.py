@@ -13,6 +13,13 @@ dA = de u^T, dP = do u^T, dk = de S^T, dq = do S^T, dk' = u dS'^T. The backward 
 last first: it computes them forward from the state that was kept there, and then backward. A reset divides a chunk into
 pieces, which are read as chunks of their own.
 
+With a transition that is diagonal plus rank one, what reads, r, is not what writes, w, and a second writer k has v:
+
+    e = (1 + A b)^-1 (r S + A' v),    u = -b e,    o = q S + P u + P' v,    S' = d S + w'^T u + k'^T v,
+
+b = -1, A and P the scores of r and q with w, A' and P' with k, and r reads before the decay of its token. Backwards dv
+is P'^T do + A'^T de + k' dS', and the rest as above.
+
 Dimensions: B batch, T time, H heads, K key dim, V value dim, C tokens of a chunk.
 """
 
@@ -22,6 +29,7 @@ from seriatim.kernels.cpu.source.chunks import piece_begin, piece_end
 from seriatim.kernels.cpu.source.delta_layout import CHUNK
 from seriatim.kernels.cpu.source.delta_pieces import (
     C,
+    Given,
     chunk_at,
     clear,
     gather,
@@ -32,7 +40,7 @@ from seriatim.kernels.cpu.source.delta_pieces import (
     store_state,
     work_at,
 )
-from seriatim.kernels.cpu.source.delta_steps import advance, keep, read, retreat
+from seriatim.kernels.cpu.source.delta_steps import advance, answer, keep, retreat
 from seriatim.kernels.cpu.source.language import (
     Address,
     Bools2,
@@ -61,6 +69,8 @@ def forward(
     v: Floats4,
     beta: Floats3,
     log_decay: Floats4,
+    read: Floats4,
+    write: Floats4,
     reset: Bools2,
     state: Floats4,
     scale: Real,
@@ -76,8 +86,9 @@ def forward(
     An item has `width` value columns.
     """
     time, heads, keys = q.shape[1], q.shape[2], q.shape[3]
+    given = Given(q, k, v, beta, log_decay, read, write, scale)
     b, h, column, values = part(item, heads, v.shape[3], width)
-    chunk, work = chunk_at(scratch, layout, 0), work_at(scratch, layout, keys, width)
+    chunk, work = chunk_at(scratch, layout, 0), work_at(scratch, layout, width, given)
     load_state(work, work.state, state, b, h, keys, column, values)
     for first in range(0, time, CHUNK):
         if starts.shape[0] > 0 and first % (segment * CHUNK) == 0:
@@ -87,7 +98,7 @@ def forward(
             end = piece_end(reset, b, begin, stop)
             if _begins(reset, b, begin):
                 clear(work.state, work.K * work.V)
-            read(chunk, work, q, k, v, beta, log_decay, scale, b, begin, end - begin, h, column, values, o)
+            answer(chunk, work, given, b, begin, end - begin, h, column, values, o)
             begin = end
     store_state(work, last, b, h, work.state, keys, column, values)
 
@@ -103,6 +114,8 @@ def backward(
     v: Floats4,
     beta: Floats3,
     log_decay: Floats4,
+    read: Floats4,
+    write: Floats4,
     reset: Bools2,
     starts: Floats5,
     scale: Real,
@@ -114,12 +127,15 @@ def backward(
     grad_v: Floats4,
     grad_beta: Floats4,
     grad_log_decay: Floats5,
+    grad_read: Floats5,
+    grad_write: Floats5,
     grad_state: Floats4,
 ):
-    """The gradients. Those of q, k, beta and log_decay are apart, along a first axis, for each part of the columns."""
+    """The gradients. Those of v and the state apart, they are apart along a first axis for each part of the columns."""
     time, heads, keys = q.shape[1], q.shape[2], q.shape[3]
+    given = Given(q, k, v, beta, log_decay, read, write, scale)
     b, h, column, values = part(item, heads, v.shape[3], width)
-    work, grads = work_at(scratch, layout, keys, width), gradients_at(scratch, layout)
+    work, grads = work_at(scratch, layout, width, given), gradients_at(scratch, layout)
     load_state(work, grads.state, grad_last, b, h, keys, column, values)
     for number in range((time - 1) // (segment * CHUNK), -1, -1):
         opening = number * segment * CHUNK
@@ -129,7 +145,7 @@ def backward(
             chunk, end = chunk_at(scratch, layout, (first - opening) // CHUNK), min(time, first + CHUNK)
             begin = piece_begin(reset, b, first, end)
             start = _start(chunk, work, reset, b, first, begin)
-            keep(chunk, work, start, q, k, v, beta, log_decay, scale, b, begin, end - begin, h, column, values)
+            keep(chunk, work, start, given, b, begin, end - begin, h, column, values)
             if end < closing:
                 after = chunk_at(scratch, layout, (first - opening) // CHUNK + 1).start
                 advance(chunk, work, start, after, log_decay)
@@ -140,11 +156,11 @@ def backward(
                 begin = piece_begin(reset, b, first, end)
                 tokens, start = end - begin, _start(chunk, work, reset, b, first, begin)
                 if end < stop:  # the chunk's last piece is what was kept
-                    keep(chunk, work, start, q, k, v, beta, log_decay, scale, b, begin, tokens, h, column, values)
-                gather(grads.outer + 8 * CHUNK * work.V, work.V, grad_o, b, begin, tokens, h, column, values, ONE)
+                    keep(chunk, work, start, given, b, begin, tokens, h, column, values)
+                gather(grads.outer + 4 * CHUNK * work.V, work.V, grad_o, b, begin, tokens, h, column, values, ONE)
                 retreat(chunk, start, work, grads, log_decay, tokens)
                 _write(b, begin, tokens, h, column, values, column // width, work, grads, scale,
-                       grad_q, grad_k, grad_v, grad_beta, grad_log_decay)  # fmt: skip
+                       grad_q, grad_k, grad_v, grad_beta, grad_log_decay, grad_read, grad_write)  # fmt: skip
                 if _begins(reset, b, begin):
                     clear(grads.state, work.K * work.V)
                 end = begin
@@ -168,16 +184,23 @@ def _start(chunk, work, reset, b, first, begin):
 
 @function
 def _write(
-    b, begin, tokens, h, column, values, slot, work, grads, scale, grad_q, grad_k, grad_v, grad_beta, grad_log_decay
-):
+    b, begin, tokens, h, column, values, slot, work, grads, scale,
+    grad_q, grad_k, grad_v, grad_beta, grad_log_decay, grad_read, grad_write,
+):  # fmt: skip
     """The gradients of some tokens."""
     K, V, keys, betas, logs = work.K, work.V, grad_k.shape[4], vector(grads.beta, C), vector(grads.logs, C)
-    scatter(grad_k[slot], b, begin, tokens, h, grads.pair, K, 0, keys, ONE)
     scatter(grad_q[slot], b, begin, tokens, h, grads.pair + 4 * CHUNK * K, K, 0, keys, scale)
-    scatter(grad_v, b, begin, tokens, h, grads.outer + 4 * CHUNK * V, V, column, values, MINUS_ONE)
-    for i in range(tokens):
-        grad_beta[slot, b, begin + i, h] = betas[i]
-    if grad_log_decay.shape[4] > 1:
+    if work.W > 1:
+        scatter(grad_read[slot], b, begin, tokens, h, grads.pair, K, 0, keys, ONE)
+        scatter(grad_write[slot], b, begin, tokens, h, grads.writers, K, 0, keys, ONE)
+        scatter(grad_k[slot], b, begin, tokens, h, grads.writers + 4 * CHUNK * K, K, 0, keys, ONE)
+        scatter(grad_v, b, begin, tokens, h, grads.rows + 4 * CHUNK * V, V, column, values, ONE)
+    else:
+        scatter(grad_k[slot], b, begin, tokens, h, grads.pair, K, 0, keys, ONE)
+        scatter(grad_v, b, begin, tokens, h, grads.outer, V, column, values, MINUS_ONE)
+        for i in range(tokens):
+            grad_beta[slot, b, begin + i, h] = betas[i]
+    if work.per_key:
         scatter(grad_log_decay[slot], b, begin, tokens, h, grads.logs, K, 0, keys, ONE)
     elif grad_log_decay.shape[0] > 0:
         for i in range(tokens):
