@@ -11,6 +11,8 @@ TIME = 100
 MIXERS = [
     {"mixer": "s4d", "dim": 6, "state_size": 8},
     {"mixer": "s4d", "dim": 6, "state_size": 8, "init": "inv", "discretization": "bilinear"},
+    {"mixer": "s4", "dim": 6, "state_size": 8},
+    {"mixer": "s4", "dim": 6, "state_size": 8, "discretization": "zoh"},
 ]
 
 

@@ -137,10 +137,13 @@ class InvariantMixer(Mixer):
         impulse[:, :1] = 1.0
         return ops.invariant_scan(impulse, A, B, C)[0].squeeze(0).movedim(0, 2)
 
-    def convolve(self, x: Tensor) -> Tensor:
-        """What `forward` returns for x (B, T, dim), by a convolution with the whole kernel instead of the scan."""
+    def convolve(self, x: Tensor, kernel: Tensor | None = None) -> Tensor:
+        """What `forward` returns for x (B, T, dim), by a convolution with the whole kernel instead of the scan.
+
+        kernel: what `kernel(T)` returns, where a method finds it in a way of its own; None is `kernel(T)`.
+        """
         u = self.project(x)
-        kernel = self.kernel(max(1, x.size(1)))
+        kernel = self.kernel(max(1, x.size(1))) if kernel is None else kernel
         answers = kernel.size(1)
         y, _ = ops.long_conv(u.repeat_interleave(answers, 2), kernel.flatten(0, 1))
         return self.readout(x, u, y.unflatten(2, (-1, answers)))
