@@ -54,6 +54,8 @@ CASES = [
     Case("s4d", dim=8, state_size=6, init="legs", discretization="bilinear", rate=2.0),
     Case("s4", dim=8, state_size=6),
     Case("s4", dim=8, state_size=6, discretization="zoh", rate=2.0),
+    Case("lssl", dim=8, state_size=5),
+    Case("lssl", dim=8, state_size=5, channels=2, discretization="zoh", rate=2.0),
     Case("mamba", dim=16),
     Case("mixture_of_memories", dim=16, heads=2),
     Case("mixture_of_memories", dim=16, heads=2, memories=3, active=1, shared=False, rule="gla"),

@@ -11,6 +11,8 @@ TIME = 100
 MIXERS = [
     {"mixer": "s4d", "dim": 6, "state_size": 8},
     {"mixer": "s4d", "dim": 6, "state_size": 8, "init": "inv", "discretization": "bilinear"},
+    {"mixer": "lssl", "dim": 6, "state_size": 7, "channels": 3},
+    {"mixer": "lssl", "dim": 6, "state_size": 8, "discretization": "zoh"},
     {"mixer": "s4", "dim": 6, "state_size": 8},
     {"mixer": "s4", "dim": 6, "state_size": 8, "discretization": "zoh"},
 ]
@@ -60,7 +62,7 @@ def test_half_the_samples_at_twice_the_rate(mixer):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"state_size": 7}, "state_size is 7; it must be even"),
+        ({"state_size": 0}, "state_size is 0; it must be a whole number above 0"),
         ({"discretization": "euler"}, "discretization is 'euler'; it must be one of bilinear, zoh"),
         ({"step_max": float("inf")}, "step_max is inf; it must be a finite number above 0"),
         ({"step_min": float("nan")}, "step_min is nan; it must be a finite number above 0"),
@@ -72,6 +74,12 @@ def test_half_the_samples_at_twice_the_rate(mixer):
 def test_a_wrong_option_is_named(name, options, message):
     with pytest.raises(SeriatimError, match=message):
         build(name, dim=6, **options)
+
+
+@pytest.mark.parametrize("name", ["s4", "s4d"])
+def test_pairs_make_an_even_number(name):
+    with pytest.raises(SeriatimError, match="state_size is 7; it must be even"):
+        build(name, dim=6, state_size=7)
 
 
 def test_the_state_of_another_mixer_is_refused(mixer):
