@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from seriatim import ops
 from seriatim.core import ragged
+from seriatim.core.derived import Derived
 from seriatim.core.mixer import Mixer, state_dtype
 from seriatim.nn.pointwise import silu
 from seriatim.nn.short_conv import ShortConv
@@ -98,6 +99,9 @@ class System(NamedTuple):
     C: Tensor  # (G, M, N)
 
 
+_systems: Derived[System] = Derived()  # of mixers that are stepping
+
+
 class InvariantMixer(Mixer):
     r"""G linear systems, the same at every token: :func:`seriatim.ops.invariant_scan`.
 
@@ -127,7 +131,8 @@ class InvariantMixer(Mixer):
 
     def mix(self, x: Tensor, state: Tensor, reset: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         u = self.project(x)
-        y, state = read_system(self.system(), u, state, reset, lengths)
+        system = _systems(self, self.system) if x.size(1) == 1 else self.system()
+        y, state = read_system(system, u, state, reset, lengths)
         return self.readout(x, u, y), state
 
     def kernel(self, length: int) -> Tensor:
