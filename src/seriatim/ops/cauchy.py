@@ -41,7 +41,7 @@ def cauchy(
         SeriatimError: an argument has another shape, dtype or device than the above, or z asks for a gradient.
     """
     arguments = {"v": (v, "systems products poles"), "z": (z, "nodes"), "w": (w, "systems poles")}
-    check_tensors(arguments, allow_complex=True)  # type: ignore[arg-type]
+    check_tensors(arguments, allow_complex=True)
     for name, (tensor, _) in arguments.items():
         if not tensor.is_complex():
             raise SeriatimError(f"{name} has dtype {tensor.dtype}; it must be complex")
