@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from seriatim.core.stepping import is_recording
+from seriatim.core.stepping import is_recording, is_watched
 
 __all__ = ["Derived"]
 
@@ -31,7 +31,7 @@ class Derived(Generic[Found]):
         self._kept: WeakKeyDictionary[nn.Module, _Kept] = WeakKeyDictionary()
 
     def __call__(self, module: nn.Module, compute: Callable[[], Found]) -> Found:
-        if torch.compiler.is_compiling() or torch.is_grad_enabled() or is_recording() or _is_watched():
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or is_recording() or is_watched():
             return compute()
         tensors = [*module.parameters(), *module.buffers()]
         plain = {name: value for name, value in vars(module).items() if isinstance(value, bool | int | float | str)}
@@ -40,15 +40,6 @@ class Derived(Generic[Found]):
             kept = self._kept[module] = _Kept([z.detach().clone() for z in tensors], plain, compute())
         found: Found = kept.found
         return found
-
-
-def _is_watched() -> bool:
-    return (
-        torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._len_torch_function_stack() > 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch.jit.is_tracing()
-    )
 
 
 def _equal(before: Sequence[Tensor], now: Sequence[Tensor]) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-__all__ = ["Engine", "Step", "install", "is_recording", "recording", "with_engine"]
+__all__ = ["Engine", "Step", "install", "is_recording", "is_watched", "recording", "with_engine"]
 
 Step: TypeAlias = Callable[[Any, Any, Any], tuple[Any, Any]]  # (mixer, x, state) -> (y, state)
 Engine: TypeAlias = Callable[[Step, Any, Any, Any], tuple[Any, Any] | None]  # (step, mixer, x, state); None: no answer
@@ -54,3 +54,14 @@ def recording() -> Iterator[None]:
 def is_recording() -> bool:
     """Whether this thread is inside `recording`."""
     return bool(_recorders) and threading.get_ident() in _recorders
+
+
+def is_watched() -> bool:
+    """Whether somebody looks at, or changes, the calls to PyTorch."""
+    return (
+        torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._len_torch_function_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._is_any_autocast_enabled()
+        or torch.jit.is_tracing()
+    )

@@ -18,7 +18,7 @@ from torch import Tensor
 from seriatim.core import taps
 from seriatim.core.mixer import Mixer
 from seriatim.core.state import State
-from seriatim.core.stepping import Step, recording
+from seriatim.core.stepping import Step, is_watched, recording
 from seriatim.kernels.cpu.operator import available
 from seriatim.kernels.cpu.step.guards import Guard
 from seriatim.kernels.cpu.step.lower import lower
@@ -58,7 +58,7 @@ class StepEngine:
 
     def __call__(self, step: Step, module: Mixer, x: Tensor, state: State) -> tuple[Tensor, State] | None:
         """What step(module, x, state) returns, or None where that is to be run."""
-        if not module.constant_state or not self.wanted() or _is_watched():
+        if not module.constant_state or not self.wanted() or taps.is_collecting() or is_watched():
             return None
         leaves: list[Tensor] = [x]
         try:
@@ -103,18 +103,6 @@ class StepEngine:
             found = _Compiled(program, given, leaves, structure)
             known.programs[:] = [*known.programs[1 - MOST_PROGRAMS :], found]
             return found
-
-
-def _is_watched() -> bool:
-    """Whether somebody looks at, or changes, the calls to PyTorch."""
-    return (
-        bool(taps.is_collecting())
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._len_torch_function_stack() > 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch.is_autocast_enabled("cpu")
-        or torch.jit.is_tracing()
-    )
 
 
 def _matching(programs: Sequence[_Compiled], given: Any, leaves: Sequence[Tensor]) -> _Compiled | None:
