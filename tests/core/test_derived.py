@@ -20,7 +20,7 @@ class Scale(nn.Module):
 
     def compute(self):
         self.calls.append(1)
-        return self.weight * self.rate + self.offset
+        return (self.weight * self.rate + self.offset,)
 
 
 def changed(module, how):
@@ -44,30 +44,33 @@ def changed(module, how):
 )
 def test_is_found_again_after_a_change(how):
     derived, module = Derived(), Scale()
-    assert derived(module, module.compute) is derived(module, module.compute)
+    before = derived(module.compute)
+    assert derived(module.compute) is before
     assert len(module.calls) == 1
     changed(module, how)
-    found = derived(module, module.compute)
+    (found,) = derived(module.compute)
     assert torch.equal(found, module.weight * module.rate + module.offset)
     assert found.dtype == module.weight.dtype
     assert len(module.calls) == 2
+    assert how == "a dtype" or found is before[0]  # a program may read it where it lies
 
 
 def test_nothing_is_kept_where_gradients_are_wanted():
     derived, module = Derived(), Scale()
     with torch.no_grad():
-        derived(module, module.compute)
-    assert derived(module, module.compute).requires_grad
+        derived(module.compute)
+    assert derived(module.compute)[0].requires_grad
     assert len(module.calls) == 2
 
 
 @torch.no_grad()
 def test_inside_transforms_and_copies():
     derived, module = Derived(), Scale()
-    derived(module, module.compute)
+    derived(module.compute)
     other = copy.deepcopy(module)
     other.weight.add_(1)
-    assert torch.equal(derived(other, other.compute), other.weight)
+    assert torch.equal(derived(other.compute)[0], other.weight)
 
-    doubled = torch.vmap(lambda z: derived(module, lambda: 2 * z))(torch.ones(2, 3))
+    doubled = torch.vmap(lambda z: z * derived(module.compute)[0])(torch.full((2, 3), 2.0))
     assert torch.equal(doubled, torch.full((2, 3), 2.0))
+    assert len(module.calls) == 2

@@ -59,6 +59,20 @@ def test_half_the_samples_at_twice_the_rate(mixer):
     assert (fine - coarse).abs().max() < 0.01 * fine.abs().max()
 
 
+@torch.no_grad()
+def test_steps_see_changed_parameters(mixer):
+    """What is kept of the systems between steps is never stale, neither before nor in a program."""
+    mixer, x = mixer.float(), drive(mixer)[:, :2].float()
+    state = mixer(drive(mixer).float())[1]
+    for change in (0.0, 0.1, 0.0, -0.2):
+        for parameter in mixer.parameters():
+            parameter.data.mul_(1 + change)
+        whole, last = mixer(x, state)
+        y, state_1 = mixer.step(x[:, 0], state)
+        z, state_2 = mixer.step(x[:, 1], state_1)
+        assert_close([y, z, state_2], [whole[:, 0], whole[:, 1], last], 1e-5, "step")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
