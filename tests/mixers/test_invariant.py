@@ -11,6 +11,10 @@ TIME = 100
 MIXERS = [
     {"mixer": "s4d", "dim": 6, "state_size": 8},
     {"mixer": "s4d", "dim": 6, "state_size": 8, "init": "inv", "discretization": "bilinear"},
+    {"mixer": "lssl", "dim": 6, "state_size": 7, "channels": 3},
+    {"mixer": "lssl", "dim": 6, "state_size": 8, "discretization": "zoh"},
+    {"mixer": "s4", "dim": 6, "state_size": 8},
+    {"mixer": "s4", "dim": 6, "state_size": 8, "discretization": "zoh"},
 ]
 
 
@@ -55,10 +59,24 @@ def test_half_the_samples_at_twice_the_rate(mixer):
     assert (fine - coarse).abs().max() < 0.01 * fine.abs().max()
 
 
+@torch.no_grad()
+def test_steps_see_changed_parameters(mixer):
+    """What is kept of the systems between steps is never stale, neither before nor in a program."""
+    mixer, x = mixer.float(), drive(mixer)[:, :2].float()
+    state = mixer(drive(mixer).float())[1]
+    for change in (0.0, 0.1, 0.0, -0.2):
+        for parameter in mixer.parameters():
+            parameter.data.mul_(1 + change)
+        whole, last = mixer(x, state)
+        y, state_1 = mixer.step(x[:, 0], state)
+        z, state_2 = mixer.step(x[:, 1], state_1)
+        assert_close([y, z, state_2], [whole[:, 0], whole[:, 1], last], 1e-5, "step")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"state_size": 7}, "state_size is 7; it must be even"),
+        ({"state_size": 0}, "state_size is 0; it must be a whole number above 0"),
         ({"discretization": "euler"}, "discretization is 'euler'; it must be one of bilinear, zoh"),
         ({"step_max": float("inf")}, "step_max is inf; it must be a finite number above 0"),
         ({"step_min": float("nan")}, "step_min is nan; it must be a finite number above 0"),
@@ -70,6 +88,12 @@ def test_half_the_samples_at_twice_the_rate(mixer):
 def test_a_wrong_option_is_named(name, options, message):
     with pytest.raises(SeriatimError, match=message):
         build(name, dim=6, **options)
+
+
+@pytest.mark.parametrize("name", ["s4", "s4d"])
+def test_pairs_make_an_even_number(name):
+    with pytest.raises(SeriatimError, match="state_size is 7; it must be even"):
+        build(name, dim=6, state_size=7)
 
 
 def test_the_state_of_another_mixer_is_refused(mixer):

@@ -13,13 +13,13 @@ from typing import Any, TypeAlias
 
 import torch
 
-__all__ = ["Engine", "Step", "install", "is_recording", "recording", "with_engine"]
+__all__ = ["Engine", "Step", "before_replay", "install", "is_recording", "is_watched", "recording", "with_engine"]
 
 Step: TypeAlias = Callable[[Any, Any, Any], tuple[Any, Any]]  # (mixer, x, state) -> (y, state)
 Engine: TypeAlias = Callable[[Step, Any, Any, Any], tuple[Any, Any] | None]  # (step, mixer, x, state); None: no answer
 
 _engines: list[Engine] = []
-_recorders: set[int] = set()  # the threads that record a step
+_recorders: dict[int, list[Callable[[], object]]] = {}  # of threads that record a step: what comes before a replay
 
 
 def install(engine: Engine) -> None:
@@ -42,15 +42,34 @@ def with_engine(step: Step) -> Step:
 
 
 @contextmanager
-def recording() -> Iterator[None]:
-    """Inside this block steps of this thread run as they are written, and ops by PyTorch."""
-    _recorders.add(threading.get_ident())
+def recording() -> Iterator[list[Callable[[], object]]]:
+    """Inside this block steps of this thread run as they are written, and ops by PyTorch.
+
+    The list holds what is to be called before the recorded step is replayed.
+    """
+    found = _recorders[threading.get_ident()] = []
     try:
-        yield
+        yield found
     finally:
-        _recorders.discard(threading.get_ident())
+        _recorders.pop(threading.get_ident(), None)
 
 
 def is_recording() -> bool:
     """Whether this thread is inside `recording`."""
     return bool(_recorders) and threading.get_ident() in _recorders
+
+
+def before_replay(call: Callable[[], object]) -> None:
+    """While this thread records a step: has `call` called before each time that it is replayed."""
+    _recorders[threading.get_ident()].append(call)
+
+
+def is_watched() -> bool:
+    """Whether somebody looks at, or changes, the calls to PyTorch."""
+    return (
+        torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._len_torch_function_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._is_any_autocast_enabled()
+        or torch.jit.is_tracing()
+    )

@@ -16,4 +16,5 @@ class GLUOutput(nn.Module):
 
     def forward(self, y: Tensor) -> Tensor:
         """y (..., inner) to (..., dim)."""
-        return F.glu(self.linear(F.gelu(y)))
+        a, b = self.linear(F.gelu(y)).chunk(2, -1)
+        return a * b.sigmoid()

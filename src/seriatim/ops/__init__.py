@@ -7,6 +7,7 @@ from seriatim.core.stepping import install
 from seriatim.kernels.cpu.step.engine import StepEngine
 from seriatim.ops.attention import attention
 from seriatim.ops.backend import backend, kernels_wanted
+from seriatim.ops.cauchy import cauchy
 from seriatim.ops.cell_scan import cell_scan
 from seriatim.ops.dag_scan import dag_scan, line_graph
 from seriatim.ops.delta_scan import delta_scan
@@ -24,6 +25,7 @@ from seriatim.ops.softmax_scan import softmax_scan
 __all__ = [
     "attention",
     "backend",
+    "cauchy",
     "cell_scan",
     "dag_scan",
     "delta_scan",

@@ -168,7 +168,7 @@ def _resets(begins: Tensor) -> _Resets:
 
 def _apply(A: Tensor, h: Tensor) -> Tensor:
     """A h, for states (B, G, N)."""
-    return A * h if A.dim() == 2 else (A @ h.permute(1, 2, 0)).permute(2, 0, 1)
+    return A * h if A.dim() == 2 else (h.transpose(0, 1) @ A.mT).transpose(0, 1)
 
 
 def _times(rows: Tensor, A: Tensor) -> Tensor:

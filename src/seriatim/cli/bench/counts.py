@@ -10,6 +10,7 @@ from torch import nn
 __all__ = [
     "CHUNK",
     "attention",
+    "cauchy",
     "cell",
     "chunked_delta",
     "chunked_matrix",
@@ -54,6 +55,11 @@ def chunked_delta(tokens: int, heads: int, keys: int, values: int) -> float:
 def diagonal(elements: int, is_complex: bool) -> float:
     """h = a h + b."""
     return elements * (8 if is_complex else 2)
+
+
+def cauchy(fractions: float, products: int) -> float:
+    """1 / (z - w) and 1 / (z - w*), and of each product a complex multiple of both added up."""
+    return fractions * 2 * (11 + 8 * products)
 
 
 def selective(tokens: int, channels: int, states: int) -> float:

@@ -1,5 +1,6 @@
 """Every op on our kernels against our own portable path: the rows that need nobody else."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -34,6 +35,7 @@ def works(quick: bool) -> list[Work]:
         *(_cell(name, 256 // shorter) for name in GATES),
         _conv(4096 // shorter),
         _window(4096 // shorter, 256 // shorter),
+        _cauchy(16384 // shorter),
     ]
     for dim, heads in ((64, 8), (128, 4)):
         found += [_matrix_peak(dim, heads, 4096 // shorter), _delta_peak(dim, heads, 4096 // shorter)]
@@ -223,3 +225,35 @@ def _window(time: int, window: int) -> Work:
         lambda op, *z: op(*z, window=window)[0], lambda: drawn(*[(1, time, 4, 64)] * 3),
         counts.attention(time, 4, window, 64, 64),
     )  # fmt: skip
+
+
+def _cauchy(length: int) -> Work:
+    """What S4 asks for a kernel of this length: four products of each system, at half of the roots of unity."""
+    systems, products, poles, nodes = 16, 4, 32, length // 2
+
+    def make() -> Pair:
+        op = op_named("cauchy")
+        v, w = drawn((systems, products, poles, 2), (systems, poles, 2))
+        w = torch.stack([-0.01 - w[..., 0].abs(), 3 * w[..., 1]], -1)
+        z = 2 * torch.tan(torch.arange(nodes) * (math.pi / length))
+        z = torch.complex(torch.zeros_like(z), z)
+
+        def ours(v: Tensor, w: Tensor) -> Tensor:
+            return _real(op(torch.view_as_complex(v), z, torch.view_as_complex(w)))
+
+        def peer(v: Tensor, w: Tensor) -> Tensor:
+            whole_v, whole_w = (torch.cat([half, half.conj()], -1) for half in map(torch.view_as_complex, (v, w)))
+            return _real((whole_v.unsqueeze(3) / (z - whole_w.unsqueeze(2)).unsqueeze(1)).sum(2))
+
+        own, other = Differentiated(ours, [v, w]), Differentiated(peer, [v, w])
+        return Pair(
+            ours=own,
+            peer=other,
+            path="all fractions in memory, then their sum",
+            compare=lambda: (own(), other()),
+            flops=counts.training(counts.cauchy(systems * poles * nodes, products)),
+            bytes=own.bytes(other()[0]),
+        )
+
+    shape = sizes(G=systems, J=products, N=poles, L=nodes)
+    return Work("cauchy, forward and backward", shape, Peer("plain PyTorch"), make, Target(3))

@@ -7,7 +7,7 @@
             total = total * load(x + 4 * (i * row + first), some)
         store(total, out + 4 * first, some)
 
-Sums, differences and products take a vector and a vector, or a vector and a number.
+Sums, differences, products and quotients take a vector and a vector, or a vector and a number.
 """
 
 import operator
@@ -171,5 +171,6 @@ def _register(symbol, compute):
         return None
 
 
-for _symbol, _name in ((operator.add, "fadd"), (operator.sub, "fsub"), (operator.mul, "fmul")):
+_NAMES = {operator.add: "fadd", operator.sub: "fsub", operator.mul: "fmul", operator.truediv: "fdiv"}
+for _symbol, _name in _NAMES.items():
     _register(_symbol, _arithmetic(_name))

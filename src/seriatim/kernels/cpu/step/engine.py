@@ -18,7 +18,7 @@ from torch import Tensor
 from seriatim.core import taps
 from seriatim.core.mixer import Mixer
 from seriatim.core.state import State
-from seriatim.core.stepping import Step, recording
+from seriatim.core.stepping import Step, is_watched, recording
 from seriatim.kernels.cpu.operator import available
 from seriatim.kernels.cpu.step.guards import Guard
 from seriatim.kernels.cpu.step.lower import lower
@@ -34,10 +34,12 @@ MOST_RECORDINGS = 64  # of a module: one whose shapes always change is left alon
 
 
 class _Compiled:
-    """A program and what it is for. `program` is None where the step cannot become one."""
+    """A program, what it is for and what comes before it. `program` is None where the step cannot become one."""
 
-    def __init__(self, program: Program | None, given: Any, leaves: Sequence[Tensor], structure: Any):
-        self.program, self.given, self.structure = program, given, structure
+    def __init__(
+        self, program: Program | None, given: Any, leaves: Sequence[Tensor], structure: Any, before: Sequence[Any]
+    ):
+        self.program, self.given, self.structure, self.before = program, given, structure, before
         self.shapes, self.dtypes = [z.shape for z in leaves], [z.dtype for z in leaves]
 
 
@@ -58,7 +60,7 @@ class StepEngine:
 
     def __call__(self, step: Step, module: Mixer, x: Tensor, state: State) -> tuple[Tensor, State] | None:
         """What step(module, x, state) returns, or None where that is to be run."""
-        if not module.constant_state or not self.wanted() or _is_watched():
+        if not module.constant_state or not self.wanted() or taps.is_collecting() or is_watched():
             return None
         leaves: list[Tensor] = [x]
         try:
@@ -77,6 +79,8 @@ class StepEngine:
             found = self._compile(known, step, module, given, leaves)
         if found.program is None:
             return None
+        for call in found.before:
+            call()
         outputs = found.program([z if z.is_contiguous() else z.contiguous() for z in leaves])
         if outputs is None:  # let the step itself say what is wrong with an index
             return None
@@ -96,25 +100,13 @@ class StepEngine:
             if found is not None:
                 return found
             known.recordings += 1
-            program, structure = None, None
+            program, structure, before = None, None, list[Any]()
             if _is_possible(known, module, leaves) and available("step"):
                 with suppress(Unsupported):
-                    program, structure = _compiled(step, module, given, leaves, known.guard)
-            found = _Compiled(program, given, leaves, structure)
+                    program, structure, before = _compiled(step, module, given, leaves, known.guard)
+            found = _Compiled(program, given, leaves, structure, before)
             known.programs[:] = [*known.programs[1 - MOST_PROGRAMS :], found]
             return found
-
-
-def _is_watched() -> bool:
-    """Whether somebody looks at, or changes, the calls to PyTorch."""
-    return (
-        bool(taps.is_collecting())
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._len_torch_function_stack() > 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch.is_autocast_enabled("cpu")
-        or torch.jit.is_tracing()
-    )
 
 
 def _matching(programs: Sequence[_Compiled], given: Any, leaves: Sequence[Tensor]) -> _Compiled | None:
@@ -133,8 +125,10 @@ def _is_possible(known: _Known, module: Mixer, leaves: Sequence[Tensor]) -> bool
     return plain and 1 <= rows <= MOST_ROWS and known.recordings <= MOST_RECORDINGS
 
 
-def _compiled(step: Step, module: Mixer, given: Any, leaves: Sequence[Tensor], guard: Guard) -> tuple[Program, Any]:
-    """A program that was seen to do what the step does."""
+def _compiled(
+    step: Step, module: Mixer, given: Any, leaves: Sequence[Tensor], guard: Guard
+) -> tuple[Program, Any, list[Any]]:
+    """A program that was seen to do what the step does, the structure of its results, and what to call before it."""
     structure: list[Any] = []
 
     def flat(inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -145,7 +139,7 @@ def _compiled(step: Step, module: Mixer, given: Any, leaves: Sequence[Tensor], g
         structure.append(flatten(state, found))
         return found
 
-    with torch.inference_mode(False), torch.no_grad(), recording():
+    with torch.inference_mode(False), torch.no_grad(), recording() as before:
         trace, wanted = record(flat, leaves)
     if not guard.holds():
         raise Unsupported("a step that changes its module")
@@ -155,7 +149,7 @@ def _compiled(step: Step, module: Mixer, given: Any, leaves: Sequence[Tensor], g
         name = type(module).__name__
         warnings.warn(f"the compiled step of {name} differs from the step itself, which runs instead", stacklevel=4)
         raise Unsupported("a program that computes something else")
-    return program, structure[0]
+    return program, structure[0], before
 
 
 def _agree(found: Tensor, wanted: Tensor) -> bool:

@@ -1,0 +1,76 @@
+"""What is kept of a module's parameters is never stale."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from seriatim.core.derived import Derived
+
+
+class Scale(nn.Module):
+    """Counts how often it computes."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+        self.register_buffer("offset", torch.zeros(3))
+        self.rate, self.calls = 1.0, []
+
+    def compute(self):
+        self.calls.append(1)
+        return (self.weight * self.rate + self.offset,)
+
+
+def changed(module, how):
+    if how == "in place":
+        module.weight.add_(1)
+    elif how == "behind autograd's back":
+        module.weight.data.add_(1)
+    elif how == "replaced":
+        module.weight = nn.Parameter(torch.full((3,), 7.0))
+    elif how == "a buffer":
+        module.offset.add_(1)
+    elif how == "an attribute":
+        module.rate = 2.0
+    elif how == "a dtype":
+        module.double()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "how", ["in place", "behind autograd's back", "replaced", "a buffer", "an attribute", "a dtype"]
+)
+def test_is_found_again_after_a_change(how):
+    derived, module = Derived(), Scale()
+    before = derived(module.compute)
+    assert derived(module.compute) is before
+    assert len(module.calls) == 1
+    changed(module, how)
+    (found,) = derived(module.compute)
+    assert torch.equal(found, module.weight * module.rate + module.offset)
+    assert found.dtype == module.weight.dtype
+    assert len(module.calls) == 2
+    assert how == "a dtype" or found is before[0]  # a program may read it where it lies
+
+
+def test_nothing_is_kept_where_gradients_are_wanted():
+    derived, module = Derived(), Scale()
+    with torch.no_grad():
+        derived(module.compute)
+    assert derived(module.compute)[0].requires_grad
+    assert len(module.calls) == 2
+
+
+@torch.no_grad()
+def test_inside_transforms_and_copies():
+    derived, module = Derived(), Scale()
+    derived(module.compute)
+    other = copy.deepcopy(module)
+    other.weight.add_(1)
+    assert torch.equal(derived(other.compute)[0], other.weight)
+
+    doubled = torch.vmap(lambda z: z * derived(module.compute)[0])(torch.full((2, 3), 2.0))
+    assert torch.equal(doubled, torch.full((2, 3), 2.0))
+    assert len(module.calls) == 2
