@@ -154,6 +154,7 @@ def read_system(
     A complex state is (B, G, N, 2), real and imaginary parts.
     """
     parts = state.dim() == 4
-    start = torch.view_as_complex(state.contiguous()) if parts else state
+    # Copied, not viewed: the memory of a loaded state need not be aligned for complex numbers.
+    start = torch.complex(*state.unbind(-1)) if parts else state
     y, end = ops.invariant_scan(u, *system, state=start, reset=reset, lengths=lengths)
     return y, torch.view_as_real(end) if parts else end
