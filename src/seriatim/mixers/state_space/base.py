@@ -20,6 +20,7 @@ __all__ = [
     "SelectiveState",
     "System",
     "read_system",
+    "response",
 ]
 
 
@@ -132,10 +133,7 @@ class InvariantMixer(Mixer):
 
     def kernel(self, length: int) -> Tensor:
         """The answers to an input of 1 at the first token: Re(C A^i B), (G, M, length)."""
-        A, B, C = self.system()
-        impulse = torch.zeros(1, length, B.size(0), dtype=B.real.dtype, device=B.device)
-        impulse[:, :1] = 1.0
-        return ops.invariant_scan(impulse, A, B, C)[0].squeeze(0).movedim(0, 2)
+        return response(self.system(), length)
 
     def convolve(self, x: Tensor) -> Tensor:
         """What `forward` returns for x (B, T, dim), by a convolution with the whole kernel instead of the scan."""
@@ -144,6 +142,14 @@ class InvariantMixer(Mixer):
         answers = kernel.size(1)
         y, _ = ops.long_conv(u.repeat_interleave(answers, 2), kernel.flatten(0, 1))
         return self.readout(x, u, y.unflatten(2, (-1, answers)))
+
+
+def response(system: System, length: int) -> Tensor:
+    """The answers to an input of 1 at the first token: Re(C A^i B), (G, M, length)."""
+    A, B, C = system
+    impulse = torch.zeros(1, length, B.size(0), dtype=B.real.dtype, device=B.device)
+    impulse[:, :1] = 1.0
+    return ops.invariant_scan(impulse, A, B, C)[0].squeeze(0).movedim(0, 2)
 
 
 def read_system(
