@@ -59,6 +59,8 @@ CASES = [
     Case("s4nd", dim=6, state_size=4, shape=[5]),
     Case("s4nd", dim=4, state_size=4, shape=[3, 2], rank=2, init="lin", discretization="bilinear", rate=2.0),
     Case("s4nd", dim=6, state_size=4),
+    Case("h3", dim=6, state_size=4, shift_size=5),
+    Case("h3", dim=6, head_dim=2, state_size=4, shift_size=3, init="legs", discretization="zoh", rate=2.0),
     Case("gss", dim=8, systems=3, inner=10, state_size=6),
     Case("mamba", dim=16),
     Case("mixture_of_memories", dim=16, heads=2),
