@@ -62,6 +62,8 @@ CASES = [
     Case("h3", dim=6, state_size=4, shift_size=5),
     Case("h3", dim=6, head_dim=2, state_size=4, shift_size=3, init="legs", discretization="zoh", rate=2.0),
     Case("gss", dim=8, systems=3, inner=10, state_size=6),
+    Case("hyena", dim=6, filter_length=70, features=5, width=8),
+    Case("hyena", dim=4, order=3, filter_length=7, conv_size=1, features=3, width=4, frequency=2.0),
     Case("mamba", dim=16),
     Case("mixture_of_memories", dim=16, heads=2),
     Case("mixture_of_memories", dim=16, heads=2, memories=3, active=1, shared=False, rule="gla"),
