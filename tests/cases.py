@@ -64,6 +64,8 @@ CASES = [
     Case("gss", dim=8, systems=3, inner=10, state_size=6),
     Case("hyena", dim=6, filter_length=70, features=5, width=8),
     Case("hyena", dim=4, order=3, filter_length=7, conv_size=1, features=3, width=4, frequency=2.0),
+    Case("mega", dim=6, chunk=7, state_size=3, key_dim=4),
+    Case("mega", dim=6, chunk=16, state_size=2, key_dim=4, inner=5, attention="laplace", bias="rotary"),
     Case("mamba", dim=16),
     Case("mixture_of_memories", dim=16, heads=2),
     Case("mixture_of_memories", dim=16, heads=2, memories=3, active=1, shared=False, rule="gla"),

@@ -117,9 +117,9 @@ def reference(m: Hyena, x: Tensor) -> Tensor:
     filters = [[_tap(m, i, d) for i in range(min(m.filter_length, x.size(1)))] for d in range(m.dim)]
     rows = []
     for sequence in x:
-        projected, after = sequence @ m.project.weight.mT + m.project.bias, []
+        projected, after = sequence @ m.project.weight.mT + m.project.bias, list[Tensor]()
         for t in range(len(sequence)):
-            total = m.short.get_parameter("bias")
+            total: Tensor = m.short.get_parameter("bias")
             for lag in range(min(m.conv_size, t + 1)):
                 total = total + m.short.weight[:, m.conv_size - 1 - lag] * projected[t - lag]
             after.append(total)
