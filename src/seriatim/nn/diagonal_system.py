@@ -10,7 +10,7 @@ from seriatim.core.mixer import state_dtype
 from seriatim.nn.discretization import RULES, discretize_diagonal, log_steps
 from seriatim.nn.hippo import diagonal_start
 
-__all__ = ["DiagonalSystem"]
+__all__ = ["DiagonalSystem", "reference"]
 
 
 class DiagonalSystem(nn.Module):
@@ -56,3 +56,16 @@ class DiagonalSystem(nn.Module):
         B = torch.ones_like(eigenvalues) if self.B is None else torch.view_as_complex(self.B.to(wide))
         A, B = discretize_diagonal(eigenvalues, B, step, self.discretization)
         return A, B, 2 * torch.view_as_complex(self.C.to(wide))
+
+
+def reference(m: DiagonalSystem, system: int, rate: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+    """A (N,), B (N,) and C (M, N) of one of the systems, from the equations, both numbers of each pair written out."""
+    eigenvalues = torch.complex(-m.log_real[system].exp(), m.imaginary[system])
+    C = torch.complex(m.C[system, ..., 0], m.C[system, ..., 1])
+    B = torch.ones_like(eigenvalues) if m.B is None else torch.complex(m.B[system, :, 0], m.B[system, :, 1])
+    eigenvalues, B, C = (torch.cat([z, z.conj()], -1) for z in (eigenvalues, B, C))
+    step = m.log_step[system].exp() * rate
+    if m.discretization == "zoh":
+        A = torch.exp(step * eigenvalues)
+        return A, (A - 1) / eigenvalues * B, C
+    return (1 + step / 2 * eigenvalues) / (1 - step / 2 * eigenvalues), step / (1 - step / 2 * eigenvalues) * B, C

@@ -9,6 +9,7 @@ from seriatim.core.errors import check_divisible, check_positive, check_size
 from seriatim.core.mixer import Mixer
 from seriatim.mixers.state_space.base import System, read_system
 from seriatim.nn.diagonal_system import DiagonalSystem
+from seriatim.nn.diagonal_system import reference as reference_system
 from seriatim.nn.short_conv import ShortConv
 
 __all__ = ["H3", "H3State"]
@@ -88,22 +89,14 @@ class H3(Mixer):
 
 
 def reference(m: H3, x: Tensor) -> Tensor:
-    """The paper's equations, one sequence, head and token at a time, both numbers of each pair written out."""
-    s, width, wide = m.system, m.head_dim, torch.complex(x, x).dtype
+    """The paper's equations, one sequence, head and token at a time."""
+    width, wide = m.head_dim, torch.complex(x, x).dtype
     rows = []
     for sequence in x:
         q, k, v = (sequence @ m.qkv.weight.mT + m.qkv.bias).chunk(3, -1)
         heads = []
         for h in range(m.heads):
-            eigenvalues, step = torch.complex(-s.log_real[h].exp(), s.imaginary[h]), s.log_step[h].exp() * m.rate
-            if m.discretization == "zoh":
-                A = torch.exp(step * eigenvalues)
-                B = (A - 1) / eigenvalues
-            else:
-                A = (1 + step / 2 * eigenvalues) / (1 - step / 2 * eigenvalues)
-                B = step / (1 - step / 2 * eigenvalues)
-            C = torch.complex(s.C[h, 0, :, 0], s.C[h, 0, :, 1])
-            A, B, C = (torch.cat([z, z.conj()]) for z in (A, B, C))
+            A, B, C = reference_system(m.system, h, m.rate)
             state, out = torch.zeros(width, width, m.state_size, dtype=wide), []
             features = range(h * width, (h + 1) * width)
             for t in range(len(sequence)):

@@ -12,6 +12,7 @@ from seriatim.core.errors import SeriatimError, check_one_of, check_positive, ch
 from seriatim.core.mixer import Mixer
 from seriatim.mixers.state_space.base import System, read_system
 from seriatim.nn.diagonal_system import DiagonalSystem
+from seriatim.nn.diagonal_system import reference as reference_system
 from seriatim.nn.glu_output import GLUOutput
 from seriatim.ops.short_conv import last_inputs
 
@@ -119,23 +120,13 @@ class LiquidS4(Mixer):
 
 
 def reference(m: LiquidS4, x: Tensor) -> Tensor:
-    """The unrolled system, one sequence, feature and token at a time, both numbers of each pair written out."""
-    s = m.system
+    """The unrolled system, one sequence, feature and token at a time."""
     wide = torch.complex(x, x).dtype
     rows = []
     for sequence in x:
         columns = []
         for d in range(m.dim):
-            eigenvalues = torch.complex(-s.log_real[d].exp(), s.imaginary[d])
-            B, C = (torch.view_as_complex(z) for z in (s.get_parameter("B")[d], s.C[d, 0]))
-            eigenvalues, B, C = (torch.cat([z, z.conj()]) for z in (eigenvalues, B, C))
-            step = s.log_step[d].exp() * m.rate
-            if m.discretization == "zoh":
-                A = torch.exp(step * eigenvalues)
-                B = (A - 1) / eigenvalues * B
-            else:
-                A = (1 + step / 2 * eigenvalues) / (1 - step / 2 * eigenvalues)
-                B = step / (1 - step / 2 * eigenvalues) * B
+            A, B, C = reference_system(m.system, d, m.rate)
             u, h, y = sequence[:, d], torch.zeros(m.state_size, dtype=wide), []
             for t in range(len(u)):
                 h, now = A * h + B * u[t], m.D[d] * u[t]

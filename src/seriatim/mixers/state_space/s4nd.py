@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import islice, product
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from seriatim.core.errors import check_positive, check_size
 from seriatim.core.mixer import Mixer
 from seriatim.mixers.state_space.base import System, response
 from seriatim.nn.diagonal_system import DiagonalSystem
+from seriatim.nn.diagonal_system import reference as reference_system
 from seriatim.nn.glu_output import GLUOutput
 from seriatim.nn.lrpe import check_shape
 
@@ -135,17 +137,18 @@ def reference(m: S4ND, x: Tensor) -> Tensor:
     """The sum over all cells of the grid for each cell, one sequence and feature at a time."""
     rows = []
     for sequence in x:
-        places = [_place(t, m.shape) for t in range(len(sequence))]
+        places = list(islice(product(range(len(sequence)), *map(range, m.shape)), len(sequence)))
         columns = []
         for d in range(m.dim):
+            kernels = [_kernel(axis, d, len(sequence), m) for axis in m.axes]
             y = []
             for t, u in enumerate(sequence[:, d]):
                 total = m.D[d] * u
                 for s, other in enumerate(sequence[:, d]):
-                    product = torch.ones(m.rank, dtype=x.dtype)
-                    for axis, (here, there) in enumerate(zip(places[t], places[s], strict=True)):
-                        product = product * _kernel(m.axes[axis], d, here - there, m)
-                    total = total + product.mean() * other
+                    kernel = torch.ones(m.rank, dtype=x.dtype)
+                    for along, here, there in zip(kernels, places[t], places[s], strict=True):
+                        kernel = kernel * along[here - there]
+                    total = total + kernel.mean() * other
                 y.append(total)
             columns.append(torch.stack(y))
         z = torch.stack(columns, 1)
@@ -155,24 +158,9 @@ def reference(m: S4ND, x: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
-def _kernel(axis: Any, d: int, distance: int, m: S4ND) -> Tensor:
-    """The products' kernels (rank,) of a feature, at a place that lies that far behind."""
-    eigenvalues, step = torch.complex(-axis.log_real[d].exp(), axis.imaginary[d]), axis.log_step[d].exp() * m.rate
-    if m.discretization == "zoh":
-        A = torch.exp(step * eigenvalues)
-        B = (A - 1) / eigenvalues
-    else:
-        A = (1 + step / 2 * eigenvalues) / (1 - step / 2 * eigenvalues)
-        B = step / (1 - step / 2 * eigenvalues)
-    C = torch.view_as_complex(axis.C[d])
-    C = C[: m.rank] if distance >= 0 else C[m.rank :]
-    return 2 * (C * A ** (distance if distance >= 0 else -distance - 1) * B).sum(1).real
-
-
-def _place(index: int, shape: Sequence[int]) -> list[int]:
-    """The coordinates of the token of that index, read row by row."""
-    place = []
-    for size in reversed(shape):
-        index, rest = divmod(index, size)
-        place.append(rest)
-    return [index, *reversed(place)]
+def _kernel(axis: Any, d: int, size: int, m: S4ND) -> dict[int, Tensor]:
+    """The products' kernels (rank,) of a feature along an axis, for every distance."""
+    A, B, C = reference_system(axis, d, m.rate)
+    behind = {i: (C[: m.rank] * A**i * B).sum(1).real for i in range(size)}
+    ahead = {-i - 1: (C[m.rank :] * A**i * B).sum(1).real for i in range(size)}
+    return behind | ahead
