@@ -56,7 +56,6 @@ CASES = [
     Case("dss", dim=8, state_size=6, variant="softmax", length=48),
     Case("liquid_s4", dim=8, state_size=6),
     Case("liquid_s4", dim=8, state_size=6, kernel="kb", order=4, init="lin", discretization="zoh"),
-    Case("s4nd", dim=6, state_size=4, shape=[5]),
     Case("s4nd", dim=4, state_size=4, shape=[3, 2], rank=2, init="lin", discretization="bilinear", rate=2.0),
     Case("s4nd", dim=6, state_size=4),
     Case("h3", dim=6, state_size=4, shift_size=5),
