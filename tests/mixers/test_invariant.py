@@ -4,24 +4,52 @@ import pytest
 import torch
 
 from agreement import assert_close
-from seriatim.core.build import build
+from seriatim.core.build import build, spec
 from seriatim.core.errors import SeriatimError
 
 TIME = 100
 MIXERS = [
     {"mixer": "s4d", "dim": 6, "state_size": 8},
     {"mixer": "s4d", "dim": 6, "state_size": 8, "init": "inv", "discretization": "bilinear"},
+    {"mixer": "dss", "dim": 6, "state_size": 8},
+    {"mixer": "dss", "dim": 6, "state_size": 8, "variant": "softmax", "length": 200},
+    {"mixer": "gss", "dim": 6, "systems": 3, "inner": 10, "state_size": 8},
     {"mixer": "lssl", "dim": 6, "state_size": 7, "channels": 3},
     {"mixer": "lssl", "dim": 6, "state_size": 8, "discretization": "zoh"},
     {"mixer": "s4", "dim": 6, "state_size": 8},
     {"mixer": "s4", "dim": 6, "state_size": 8, "discretization": "zoh"},
 ]
+OPTIONS = [
+    ({"discretization": "euler"}, "discretization is 'euler'; it must be one of bilinear, zoh"),
+    ({"step_max": float("inf")}, "step_max is inf; it must be a finite number above 0"),
+    ({"step_min": float("nan")}, "step_min is nan; it must be a finite number above 0"),
+    ({"step_min": 0.2}, "step_min is 0.2 and step_max is 0.1; step_min must not be the larger"),
+    ({"rate": 0.0}, "rate is 0.0; it must be above 0"),
+]
 
 
-@pytest.fixture(params=MIXERS, ids=lambda spec: "-".join(str(value) for value in spec.values()))
-def mixer(request):
+def named(options):
+    return "-".join(str(value) for value in options.values())
+
+
+def accepts(options, wanted):
+    """Whether the mixer has options of these names."""
+    return set(wanted) <= spec(build(options)).keys()
+
+
+def refused():
+    names = sorted({options["mixer"] for options in MIXERS})
+    return [(name, *each) for name in names for each in OPTIONS if accepts({"mixer": name, "dim": 8}, each[0])]
+
+
+def built(options):
     torch.manual_seed(0)
-    return build(request.param).double()
+    return build(options).double()
+
+
+@pytest.fixture(params=MIXERS, ids=named)
+def mixer(request):
+    return built(request.param)
 
 
 def drive(mixer):
@@ -47,8 +75,10 @@ def test_kernel_is_the_powers_of_the_transition(mixer):
     assert_close([mixer.kernel(TIME)], [torch.stack(rows, 2)], 1e-9, "kernel")
 
 
-def test_half_the_samples_at_twice_the_rate(mixer):
+@pytest.mark.parametrize("options", [options for options in MIXERS if accepts(options, ["rate"])], ids=named)
+def test_half_the_samples_at_twice_the_rate(options):
     """Continuous time: a slow signal, sampled half as often and read with steps twice as long, is answered alike."""
+    mixer = built(options)
     with torch.no_grad():
         mixer.log_step.fill_(-6.0)
     time = torch.linspace(0, 1, 2001, dtype=torch.float64)
@@ -73,27 +103,16 @@ def test_steps_see_changed_parameters(mixer):
         assert_close([y, z, state_2], [whole[:, 0], whole[:, 1], last], 1e-5, "step")
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"state_size": 0}, "state_size is 0; it must be a whole number above 0"),
-        ({"discretization": "euler"}, "discretization is 'euler'; it must be one of bilinear, zoh"),
-        ({"step_max": float("inf")}, "step_max is inf; it must be a finite number above 0"),
-        ({"step_min": float("nan")}, "step_min is nan; it must be a finite number above 0"),
-        ({"step_min": 0.2}, "step_min is 0.2 and step_max is 0.1; step_min must not be the larger"),
-        ({"rate": 0.0}, "rate is 0.0; it must be above 0"),
-    ],
-)
-@pytest.mark.parametrize("name", sorted({spec["mixer"] for spec in MIXERS}))
+@pytest.mark.parametrize(("name", "options", "message"), refused())
 def test_a_wrong_option_is_named(name, options, message):
     with pytest.raises(SeriatimError, match=message):
-        build(name, dim=6, **options)
+        build(name, dim=8, **options)
 
 
-@pytest.mark.parametrize("name", ["s4", "s4d"])
+@pytest.mark.parametrize("name", ["dss", "gss", "s4", "s4d"])
 def test_pairs_make_an_even_number(name):
     with pytest.raises(SeriatimError, match="state_size is 7; it must be even"):
-        build(name, dim=6, state_size=7)
+        build(name, dim=8, state_size=7)
 
 
 def test_the_state_of_another_mixer_is_refused(mixer):

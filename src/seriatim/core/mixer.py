@@ -25,13 +25,13 @@ class Mixer(nn.Module, ABC):
         causal: an output depends on no later input. A mixer that is not causal carries the state `()` and cannot step.
         constant_state: the state's size does not depend on how much was read. A cache that grows declares False.
         reads_tokens: the input is token ids (B, T) int, not features: models.
-        channels: features of the input where those are not `dim`: models.
+        input_dim: features of the input where those are not `dim`: models.
     """
 
     causal: bool = True
     constant_state: bool = True
     reads_tokens: bool = False
-    channels: int | None = None
+    input_dim: int | None = None
     dim: int
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -98,10 +98,10 @@ class Mixer(nn.Module, ABC):
                 raise SeriatimError(
                     f"{name}: x has shape {tuple(x.shape)} and dtype {x.dtype}; it must be (batch, time) integers"
                 )
-        elif x.dim() != 3 or x.size(2) != (self.channels or self.dim) or not x.is_floating_point():
+        elif x.dim() != 3 or x.size(2) != (self.input_dim or self.dim) or not x.is_floating_point():
             raise SeriatimError(
                 f"{name}: x has shape {tuple(x.shape)} and dtype {x.dtype}; "
-                f"it must be (batch, time, {self.channels or self.dim}) floating"
+                f"it must be (batch, time, {self.input_dim or self.dim}) floating"
             )
         batch, time = x.size(0), x.size(1)
         if reset is not None:

@@ -69,7 +69,7 @@ class Classifier(Mixer):
         super().__init__()
         check_size(channels=channels, classes=classes, dim=dim)
         check_one_of("pool", pool, POOLS)
-        self.channels, self.classes, self.dim = channels, classes, dim
+        self.channels, self.input_dim, self.classes, self.dim = channels, channels, classes, dim
         self.norm, self.feed_forward, self.expansion = norm, feed_forward, expansion
         self.dropout, self.pool = dropout, pool
         self.stack = Stack(dim, layers, norm, feed_forward, expansion, dropout)

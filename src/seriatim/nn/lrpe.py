@@ -8,7 +8,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["coordinates", "lrpe", "lrpe_angles"]
+from seriatim.core.errors import SeriatimError, check_size
+
+__all__ = ["check_shape", "coordinates", "lrpe", "lrpe_angles"]
+
+
+def check_shape(shape: Sequence[int]) -> None:
+    """Raises unless `shape` is the sizes of a grid's axes but the first."""
+    if isinstance(shape, str) or not isinstance(shape, Sequence):
+        raise SeriatimError(f"shape is {shape!r}; it must be a list of sizes, such as [width]")
+    check_size(**{f"shape[{axis}]": size for axis, size in enumerate(shape)})
 
 
 def coordinates(positions: Tensor, shape: Sequence[int]) -> Tensor:

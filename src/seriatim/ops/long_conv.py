@@ -20,7 +20,7 @@ from seriatim.core.linear import linear_in
 from seriatim.ops.backend import choose
 from seriatim.ops.checks import check_lengths, check_reset, check_tensors
 from seriatim.ops.precision import cast, compute_dtype, full_precision
-from seriatim.ops.short_conv import last_inputs, short_conv
+from seriatim.ops.short_conv import last_inputs, short_conv, sum_of_taps
 from seriatim.ops.short_conv import reference as short_reference
 
 __all__ = ["long_conv", "reference"]
@@ -89,6 +89,8 @@ def by_transforms(
     """The same, all tokens at once."""
     batch, time, dim = u.shape
     taps = kernel.size(1)
+    if time == 1 and lengths is None:  # one product, as generation reads tokens
+        return sum_of_taps(u, kernel.flip(1), state=state, reset=reset)
     if lengths is not None:
         real = ragged.real_tokens(lengths, time)
         u, reset = ragged.mask(u, real), None if reset is None else reset & real

@@ -17,7 +17,7 @@ from seriatim.ops.backend import choose
 from seriatim.ops.checks import check_lengths, check_reset, check_tensors
 from seriatim.ops.precision import cast, compute_dtype, full_precision
 
-__all__ = ["last_inputs", "reference", "short_conv"]
+__all__ = ["last_inputs", "reference", "short_conv", "sum_of_taps"]
 
 LEAST = 1 << 15  # numbers below which calling the compiled kernel takes longer than it saves
 

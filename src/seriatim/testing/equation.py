@@ -86,7 +86,7 @@ def equals_reference(subject: Subject) -> None:
 
 
 def _check_outputs(subject: Subject, y: Tensor, leading: tuple[int, ...], what: str) -> None:
-    is_model = subject.mixer.reads_tokens or subject.mixer.channels is not None  # its outputs are answers
+    is_model = subject.mixer.reads_tokens or subject.mixer.input_dim is not None  # its outputs are answers
     shape = (*leading, "answers" if is_model else subject.mixer.dim)
     right = y.shape[: len(leading)] == leading and y.dim() == len(shape)
     if not is_model:

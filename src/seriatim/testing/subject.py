@@ -55,7 +55,7 @@ class Subject:
         if self.mixer.reads_tokens:
             vocab_size = cast(Any, self.mixer).vocab_size
             return torch.randint(vocab_size, (batch, time), generator=generator).to(self.device)
-        x = torch.randn(batch, time, self.mixer.channels or self.mixer.dim, generator=generator, dtype=torch.float64)
+        x = torch.randn(batch, time, self.mixer.input_dim or self.mixer.dim, generator=generator, dtype=torch.float64)
         return x.to(self.device, dtype or self.dtype)
 
     def live_input(self, batch: int, time: int, seed: int = 0) -> Tensor:

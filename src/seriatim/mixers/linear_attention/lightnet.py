@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from seriatim import ops
 from seriatim.core import ragged
-from seriatim.core.errors import SeriatimError, check_divisible, check_positive, check_size
+from seriatim.core.errors import check_divisible, check_positive
 from seriatim.core.linear import linear_in
 from seriatim.core.mixer import Mixer, state_dtype
 from seriatim.core.state import State
 from seriatim.nn.log_sum import document_log_sum, running_log_sum
-from seriatim.nn.lrpe import coordinates, lrpe, lrpe_angles
+from seriatim.nn.lrpe import check_shape, coordinates, lrpe, lrpe_angles
 from seriatim.nn.norms import RMSNorm
 
 __all__ = ["LightNet", "LightNetState"]
@@ -65,9 +65,7 @@ class LightNet(Mixer):
         super().__init__()
         check_divisible(dim=dim, heads=heads)
         check_positive(base=base)
-        if isinstance(shape, str) or not isinstance(shape, Sequence):
-            raise SeriatimError(f"shape is {shape!r}; it must be a list of sizes, such as [width]")
-        check_size(**{f"shape[{axis}]": size for axis, size in enumerate(shape)})
+        check_shape(shape)
         if lrpe:
             check_divisible(head_dim=dim // heads, axes=len(shape) + 1)
         self.dim, self.heads, self.causal, self.shape = dim, heads, causal, list(shape)

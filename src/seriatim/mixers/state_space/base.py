@@ -24,6 +24,7 @@ __all__ = [
     "System",
     "dual_scan",
     "read_system",
+    "response",
 ]
 
 
@@ -195,10 +196,7 @@ class InvariantMixer(Mixer):
 
     def kernel(self, length: int) -> Tensor:
         """The answers to an input of 1 at the first token: Re(C A^i B), (G, M, length)."""
-        A, B, C = self.system()
-        impulse = torch.zeros(1, length, B.size(0), dtype=B.real.dtype, device=B.device)
-        impulse[:, :1] = 1.0
-        return ops.invariant_scan(impulse, A, B, C)[0].squeeze(0).movedim(0, 2)
+        return response(self.system(), length)
 
     def convolve(self, x: Tensor, kernel: Tensor | None = None) -> Tensor:
         """What `forward` returns for x (B, T, dim), by a convolution with the whole kernel instead of the scan.
@@ -212,6 +210,14 @@ class InvariantMixer(Mixer):
         return self.readout(x, u, y.unflatten(2, (-1, answers)))
 
 
+def response(system: System, length: int) -> Tensor:
+    """The answers to an input of 1 at the first token: Re(C A^i B), (G, M, length)."""
+    A, B, C = system
+    impulse = torch.zeros(1, length, B.size(0), dtype=B.real.dtype, device=B.device)
+    impulse[:, :1] = 1.0
+    return ops.invariant_scan(impulse, A, B, C)[0].squeeze(0).movedim(0, 2)
+
+
 def read_system(
     system: System, u: Tensor, state: Tensor, reset: Tensor | None, lengths: Tensor | None
 ) -> tuple[Tensor, Tensor]:
@@ -220,7 +226,8 @@ def read_system(
     A complex state is (B, G, N, 2), real and imaginary parts.
     """
     parts = state.dim() == 4
-    start = torch.view_as_complex(state.contiguous()) if parts else state
+    # Copied, not viewed: the memory of a loaded state need not be aligned for complex numbers.
+    start = torch.complex(*state.unbind(-1)) if parts else state
     y, end = ops.invariant_scan(u, *system, state=start, reset=reset, lengths=lengths)
     return y, torch.view_as_real(end) if parts else end
 

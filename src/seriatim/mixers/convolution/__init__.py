@@ -1,0 +1,1 @@
+"""Mixers that are convolutions with kernels as long as the sequence."""
