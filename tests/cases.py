@@ -52,6 +52,8 @@ CASES = [
     Case("prefix_linear", dim=16, heads=2, feature_dim=4, skip=NO_PROMPT),
     Case("s4d", dim=8, state_size=6),
     Case("s4d", dim=8, state_size=6, init="legs", discretization="bilinear", rate=2.0),
+    Case("lru", dim=8, state_size=6),
+    Case("lru", dim=8, r_min=0.9, r_max=0.99, max_phase=0.6),
     Case("mamba", dim=16),
     Case("mixture_of_memories", dim=16, heads=2),
     Case("mixture_of_memories", dim=16, heads=2, memories=3, active=1, shared=False, rule="gla"),
