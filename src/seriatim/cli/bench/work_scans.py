@@ -1,6 +1,6 @@
 """Our ops against the same recurrences in other packages: their functions, on the same numbers in their own layout."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,7 @@ def works(quick: bool) -> list[Work]:
         _mamba2(2048 // shorter),
         _gated_delta(2048 // shorter),
         _rg_lru(512 // shorter),
+        _s5(4096 // shorter),
         _slstm(256 // shorter),
         _loop("equation", 8, 4, 16, 512 // shorter),
         *(_loop("batched", *sizes, 512 // shorter) for sizes in ((1, 4, 16), (16, 16, 16), (16, 12, 64))),
@@ -197,6 +198,37 @@ def _rg_lru(time: int) -> Work:
     return Work(
         "RG-LRU by diagonal_scan, forward and backward", sizes(B=2, T=time, F=width, H=heads),
         Peer("transformers' RecurrentGemma", ("transformers",)), make,
+    )  # fmt: skip
+
+
+def _s5(time: int) -> Work:
+    states = 128
+
+    def make() -> Pair:
+        ours, theirs = op_named("diagonal_scan"), peers.s5_scan()
+        eigenvalues = torch.polar(torch.linspace(0.9, 0.999, states), torch.linspace(0, 3, states))
+        leaves = [torch.view_as_real(eigenvalues), draw(0, 2, time, states, 2)]
+        cotangent = draw(9, 2, time, states, 2)
+
+        def on(scan: Callable[[Tensor, Tensor], Tensor]) -> Differentiated:
+            def run(A: Tensor, inputs: Tensor) -> Tensor:
+                return torch.view_as_real(scan(torch.view_as_complex(A), torch.view_as_complex(inputs)))
+
+            return Differentiated(run, leaves, cotangent=cotangent)
+
+        own, other = on(lambda A, inputs: ours(A, inputs)[0]), on(theirs)
+        return Pair(
+            ours=own,
+            peer=other,
+            path="S5's associative_scan under torch.vmap",
+            compare=lambda: (own(), other()),
+            flops=counts.training(counts.diagonal(2 * time * states, True)),
+            bytes=own.bytes(cotangent),
+        )
+
+    return Work(
+        "S5's scan by diagonal_scan, forward and backward", sizes(B=2, T=time, N=states),
+        Peer("s5-pytorch", ("s5-pytorch",)), make, Target(5),
     )  # fmt: skip
 
 
