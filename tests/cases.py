@@ -58,6 +58,8 @@ CASES = [
     Case("s5", dim=8, activation="full_glu", discretization="bilinear", rate=2.0, c_init="complex_normal"),
     Case("s5", dim=6, activation="gelu", conj_sym=False, c_init="lecun_normal"),
     Case("s5", dim=6, activation="half_glu2", clip_eigenvalues=True),
+    Case("rg_lru", dim=16, heads=2),
+    Case("rg_lru", dim=8, heads=3, width=12, conv_size=1),
     Case("mamba", dim=16),
     Case("mixture_of_memories", dim=16, heads=2),
     Case("mixture_of_memories", dim=16, heads=2, memories=3, active=1, shared=False, rule="gla"),
