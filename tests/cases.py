@@ -60,6 +60,8 @@ CASES = [
     Case("s5", dim=6, activation="half_glu2", clip_eigenvalues=True),
     Case("rg_lru", dim=16, heads=2),
     Case("rg_lru", dim=8, heads=3, width=12, conv_size=1),
+    Case("lmu", dim=8, window=20.0),
+    Case("lmu", dim=6, order=5, window=9.5, memories=3, signal_activation="identity", activation="tanh"),
     Case("mamba", dim=16),
     Case("mixture_of_memories", dim=16, heads=2),
     Case("mixture_of_memories", dim=16, heads=2, memories=3, active=1, shared=False, rule="gla"),

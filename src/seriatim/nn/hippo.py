@@ -52,8 +52,8 @@ def legendre_delay(size: int, window: float = 1.0) -> tuple[Tensor, Tensor]:
     Source: Voelker, Kajic and Eliasmith, 2019, "Legendre Memory Units", equation 2.
     """
     check_size(size=size)
-    if not window > 0:
-        raise SeriatimError(f"window is {window}; it must be above 0")
+    if isinstance(window, bool) or not isinstance(window, int | float) or not 0 < window < math.inf:
+        raise SeriatimError(f"window is {window!r}; it must be a finite number above 0")
     n = torch.arange(size, dtype=torch.float64)
     sign = (-1.0) ** n
     lower = -(sign[:, None] * sign)
