@@ -7,10 +7,13 @@ __all__ = ["CASES", "Case"]
 
 
 class Case:
-    """A name that `seriatim.build` knows, its options, and check name to reason."""
+    """A name that `seriatim.build` knows, its options, check name to reason, and whether it reads a batch first.
 
-    def __init__(self, name: str, *, skip: Mapping[str, str] | None = None, **options: Any):
-        self.name, self.options, self.skip = name, options, dict(skip or {})
+    `reads`: in training, for batch norms to find their averages.
+    """
+
+    def __init__(self, name: str, *, skip: Mapping[str, str] | None = None, reads: bool = False, **options: Any):
+        self.name, self.options, self.skip, self.reads = name, options, dict(skip or {}), reads
 
     def __repr__(self) -> str:
         given = [f"{option}={value}" for option, value in self.options.items() if isinstance(value, int | str)]
@@ -19,6 +22,14 @@ class Case:
 
 NO_PROMPT = {"parameters_have_gradients": "two weights read prompts only, of which a state must tell; tests of its own"}
 LAYERS = [{"mixer": "gla", "heads": 2}, {"mixer": "window", "heads": 2, "size": 9}]
+BATCH_NORM = {"rows_independent": "holds in evaluation; in training batch norm takes means over all rows, by design"}
+SURROGATE = "a spike is a step, whose gradient is a sigmoid's by design; tests of its own"
+ROUNDED = "a rounded sum may or may not reach a threshold, and what follows differs by whole spikes"
+SPIKES = {
+    **BATCH_NORM,
+    **dict.fromkeys(["gradcheck_input", "gradcheck_state", "gradcheck_parameters"], SURROGATE),
+    **dict.fromkeys(["bf16_drift_short", "bf16_drift_long", "autocast_drift"], ROUNDED),
+}
 
 CASES = [
     Case("elman", dim=16, heads=2),
@@ -73,6 +84,8 @@ CASES = [
     Case("window", dim=16, heads=2, size=9),
     Case("bidirectional", dim=16, inner={"mixer": "gla", "heads": 2}),
     Case("bidirectional", dim=16, inner={"mixer": "window", "heads": 2, "size": 9}, combine="concat", tied=True),
+    Case("lmuformer", dim=10, layers=2, window=9.0, convs=1, expansion=2, reads=True, skip=BATCH_NORM),
+    Case("spiking_lmuformer", dim=4, window=9.0, convs=2, expansion=2, reads=True, skip=SPIKES),
     Case("stack", dim=16, layers=LAYERS),
     Case("language_model", vocab_size=31, dim=16, layers=LAYERS),
     Case("language_model", vocab_size=5, dim=16, layers=LAYERS, ngram_heads=[1, 3]),

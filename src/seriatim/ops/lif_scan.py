@@ -113,17 +113,20 @@ def _fire(
     x: Tensor, state: Tensor, reset: Tensor | None, real: Tensor | None, tau: float, threshold: float, slope: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Spikes, membranes before they fire, membranes at the end: one node to a compiler, however long."""
-    spikes, charged, h = torch.empty_like(x), torch.empty_like(x), state.clone()
-    for t in range(x.size(1)):
-        v = h if reset is None else h.masked_fill(_at(reset, t, h), 0.0)
-        v = torch.lerp(v, x[:, t], 1 / tau)
+    spikes, charged, h = [], [], state
+    empties, present = _columns(reset, x), _columns(real, x)
+    for t, current in enumerate(x.unbind(1)):
+        v = h if empties is None else h.masked_fill(empties[t], 0.0)
+        v = torch.lerp(v, current, 1 / tau)
         fires = v >= threshold
-        if real is not None:
-            absent = ~_at(real, t, h)
-            fires, v = fires & ~absent, torch.where(absent, h, v)
-        charged[:, t], spikes[:, t] = v, fires
+        if present is not None:
+            fires, v = fires & present[t], torch.where(present[t], v, h)
         h = v.masked_fill(fires, 0.0)
-    return spikes, charged, h
+        spikes.append(fires)
+        charged.append(v)
+    if not spikes:
+        return x.clone(), x.clone(), state.clone()
+    return torch.stack(spikes, 1).to(x.dtype), torch.stack(charged, 1), h
 
 
 @torch.library.custom_op("seriatim::lif_scan_backward", mutates_args=())
@@ -143,14 +146,18 @@ def _backward(
     direct = grad_spikes * (slope * soft * (1 - soft))
     if real is not None:
         direct = ragged.mask(direct, real)
-    grad_x, grad = torch.empty_like(charged), grad_end.clone()
+    found, grad, fired = [], grad_end, spikes != 0
+    empties, present = _columns(reset, charged), _columns(real, charged)
     for t in reversed(range(charged.size(1))):
-        grad_v = direct[:, t] + grad.masked_fill(spikes[:, t] != 0, 0.0)
-        grad_x[:, t] = grad_v / tau
+        grad_v = direct[:, t] + grad.masked_fill(fired[:, t], 0.0)
+        found.append(grad_v)
         before = grad_v * (1 - 1 / tau)
-        if reset is not None:
-            before = before.masked_fill(_at(reset, t, before), 0.0)
-        grad = before if real is None else torch.where(_at(real, t, grad), before, grad)
+        if empties is not None:
+            before = before.masked_fill(empties[t], 0.0)
+        grad = before if present is None else torch.where(present[t], before, grad)
+    if not found:
+        return torch.zeros_like(charged), grad.clone()
+    grad_x = torch.stack(found[::-1], 1) / tau
     return (grad_x if real is None else ragged.mask(grad_x, real)), grad
 
 
@@ -180,6 +187,6 @@ def _gradients(ctx: Any, grad_spikes: Tensor, _: Tensor, grad_end: Tensor) -> tu
 _fire.register_autograd(_gradients, setup_context=_save)
 
 
-def _at(flags: Tensor, t: int, like: Tensor) -> Tensor:
-    """Column t of flags (B, T), with as many dimensions as `like`."""
-    return flags[:, t].view(-1, *[1] * (like.dim() - 1))
+def _columns(flags: Tensor | None, like: Tensor) -> tuple[Tensor, ...] | None:
+    """The columns of flags (B, T), each with as many dimensions as a token of `like`."""
+    return None if flags is None else flags.view(*flags.shape, *[1] * (like.dim() - 2)).unbind(1)

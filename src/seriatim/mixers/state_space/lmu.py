@@ -6,8 +6,7 @@ from torch import Tensor, nn
 from seriatim.core.errors import check_one_of, check_size
 from seriatim.core.mixer import state_dtype
 from seriatim.mixers.state_space.base import InvariantMixer, System
-from seriatim.nn.discretization import discretize
-from seriatim.nn.hippo import legendre_delay
+from seriatim.nn.legendre_memory import LegendreMemory
 
 __all__ = ["LMU"]
 
@@ -38,9 +37,6 @@ class LMU(InvariantMixer):
         4; Chilkuri and Eliasmith, 2021, arXiv:2102.11417, equations 18 to 20.
     """
 
-    transition: Tensor
-    port: Tensor
-
     def __init__(
         self,
         dim: int,
@@ -58,10 +54,7 @@ class LMU(InvariantMixer):
         self.dim, self.order, self.window, self.memories = dim, order, window, memories
         self.signal_activation, self.activation = signal_activation, activation
         self.state_shape = (memories, size)
-        A, B = discretize(*legendre_delay(size, window), torch.ones((), dtype=torch.float64), "zoh")
-        # As the bits of float64: a module that is moved to half precision would round a buffer of floats.
-        self.register_buffer("transition", A.contiguous().view(torch.int64), persistent=False)
-        self.register_buffer("port", B.contiguous().view(torch.int64), persistent=False)
+        self.delay = LegendreMemory(size, window)
         self.signal = nn.Linear(dim, memories)
         self.memory = nn.Linear(memories * size, dim, bias=False)
         self.input = nn.Linear(dim, dim)
@@ -77,7 +70,7 @@ class LMU(InvariantMixer):
 
     def system(self) -> System:
         wide = state_dtype(self.signal.weight.dtype)
-        A, B = (bits.view(torch.float64).to(wide) for bits in (self.transition, self.port))
+        A, B = self.delay.matrices(wide)
         answers = torch.eye(B.size(0), dtype=wide, device=B.device)
         return System(*(z.expand(self.memories, *z.shape) for z in (A, B, answers)))
 
