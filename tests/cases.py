@@ -7,10 +7,13 @@ __all__ = ["CASES", "Case"]
 
 
 class Case:
-    """A name that `seriatim.build` knows, its options, and check name to reason."""
+    """A name that `seriatim.build` knows, its options, check name to reason, and whether it reads a batch first.
 
-    def __init__(self, name: str, *, skip: Mapping[str, str] | None = None, **options: Any):
-        self.name, self.options, self.skip = name, options, dict(skip or {})
+    `reads`: in training, for batch norms to find their averages.
+    """
+
+    def __init__(self, name: str, *, skip: Mapping[str, str] | None = None, reads: bool = False, **options: Any):
+        self.name, self.options, self.skip, self.reads = name, options, dict(skip or {}), reads
 
     def __repr__(self) -> str:
         given = [f"{option}={value}" for option, value in self.options.items() if isinstance(value, int | str)]
@@ -19,6 +22,14 @@ class Case:
 
 NO_PROMPT = {"parameters_have_gradients": "two weights read prompts only, of which a state must tell; tests of its own"}
 LAYERS = [{"mixer": "gla", "heads": 2}, {"mixer": "window", "heads": 2, "size": 9}]
+BATCH_NORM = {"rows_independent": "holds in evaluation; in training batch norm takes means over all rows, by design"}
+SURROGATE = "a spike is a step, whose gradient is a sigmoid's by design; tests of its own"
+ROUNDED = "a rounded sum may or may not reach a threshold, and what follows differs by whole spikes"
+SPIKES = {
+    **BATCH_NORM,
+    **dict.fromkeys(["gradcheck_input", "gradcheck_state", "gradcheck_parameters"], SURROGATE),
+    **dict.fromkeys(["bf16_drift_short", "bf16_drift_long", "autocast_drift"], ROUNDED),
+}
 
 CASES = [
     Case("elman", dim=16, heads=2),
@@ -70,6 +81,16 @@ CASES = [
     Case("hyena", dim=4, order=3, filter_length=7, conv_size=1, features=3, width=4, frequency=2.0),
     Case("mega", dim=6, chunk=7, state_size=3, key_dim=4),
     Case("mega", dim=6, chunk=16, state_size=2, key_dim=4, inner=5, attention="laplace", bias="rotary"),
+    Case("lru", dim=8, state_size=6),
+    Case("lru", dim=8, r_min=0.9, r_max=0.99, max_phase=0.6),
+    Case("s5", dim=8, state_size=12, blocks=3),
+    Case("s5", dim=8, activation="full_glu", discretization="bilinear", rate=2.0, c_init="complex_normal"),
+    Case("s5", dim=6, activation="gelu", conj_sym=False, c_init="lecun_normal"),
+    Case("s5", dim=6, activation="half_glu2", clip_eigenvalues=True),
+    Case("rg_lru", dim=16, heads=2),
+    Case("rg_lru", dim=8, heads=3, width=12, conv_size=1),
+    Case("lmu", dim=8, window=20.0),
+    Case("lmu", dim=6, order=5, window=9.5, memories=3, signal_activation="identity", activation="tanh"),
     Case("mamba", dim=16),
     Case("mixture_of_memories", dim=16, heads=2),
     Case("mixture_of_memories", dim=16, heads=2, memories=3, active=1, shared=False, rule="gla"),
@@ -88,6 +109,8 @@ CASES = [
     Case("window", dim=16, heads=2, size=9),
     Case("bidirectional", dim=16, inner={"mixer": "gla", "heads": 2}),
     Case("bidirectional", dim=16, inner={"mixer": "window", "heads": 2, "size": 9}, combine="concat", tied=True),
+    Case("lmuformer", dim=10, layers=2, window=9.0, convs=1, expansion=2, reads=True, skip=BATCH_NORM),
+    Case("spiking_lmuformer", dim=4, window=9.0, convs=2, expansion=2, reads=True, skip=SPIKES),
     Case("stack", dim=16, layers=LAYERS),
     Case("hierarchical_ssm", dim=8, low=["s4d"], high=["gla"], chunk=4),
     Case("hierarchical_ssm", dim=8, low=["gru"], high=["s4d", "gru"], chunk=3, feed_forward="gelu"),

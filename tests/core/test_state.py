@@ -129,3 +129,12 @@ def test_a_state_that_cannot_be_written_leaves_the_old_one(tmp_path):
         states.save(example(seed=1), path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_loaded_leaf_lies_where_complex_numbers_may(tmp_path):
+    """Files hold numbers at any address; complex arithmetic on one that is not aligned ends the process."""
+    state = torch.randn(3, 5, 2, dtype=torch.float64)
+    states.save(state, tmp_path / "state")
+    loaded = states.load(tmp_path / "state", like=state)
+    assert loaded.data_ptr() % 16 == 0
+    torch.view_as_complex(loaded).addcmul_(torch.view_as_complex(state), torch.view_as_complex(state))

@@ -7,12 +7,19 @@ from cases import CASES, Case
 from seriatim import build, ops
 from seriatim.core.build import names
 from seriatim.core.mixer import Mixer
+from seriatim.nn.batch_norm import BatchNorm
 from seriatim.testing import check_mixer
 
 
 def built(case: Case) -> Mixer:
     torch.manual_seed(0)
-    return build(case.name, **case.options)
+    mixer = build(case.name, **case.options)
+    if case.reads:
+        for module in mixer.modules():
+            if isinstance(module, BatchNorm):
+                module.momentum = 1.0
+        mixer(torch.randn(8, 40, mixer.dim))
+    return mixer
 
 
 @pytest.mark.parametrize("case", CASES, ids=repr)

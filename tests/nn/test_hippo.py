@@ -81,5 +81,5 @@ def test_wrong_arguments_are_named():
         diagonal_start("random", 6)
     with pytest.raises(SeriatimError, match="state_size is 5; it must be even"):
         normal_low_rank(5)
-    with pytest.raises(SeriatimError, match="window is 0; it must be above 0"):
+    with pytest.raises(SeriatimError, match="window is 0; it must be a finite number above 0"):
         legendre_delay(4, 0)

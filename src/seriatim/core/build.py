@@ -115,6 +115,6 @@ def _modules(kind: str) -> dict[str, str]:
             full = f"{package}.{module.name}"
             if module.ispkg:
                 pending.append(full)
-            elif module.name != "base" and not module.name.startswith("_"):
+            elif module.name != "base" and not module.name.startswith("_") and not module.name.endswith("_base"):
                 found[module.name] = full
     return found

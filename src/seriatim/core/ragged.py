@@ -9,7 +9,7 @@ from torch import Tensor
 
 from seriatim.core.errors import SeriatimError
 
-__all__ = ["check_lengths", "check_reset", "mask", "positions", "real_tokens", "segments"]
+__all__ = ["check_lengths", "check_reset", "last", "mask", "positions", "real_tokens", "segments"]
 
 
 def real_tokens(lengths: Tensor, time: int) -> Tensor:
@@ -20,6 +20,12 @@ def real_tokens(lengths: Tensor, time: int) -> Tensor:
 def mask(tokens: Tensor, keep: Tensor, fill: float = 0.0) -> Tensor:
     """`tokens` (B, T, ...) where `keep` (B, T) is true and `fill` elsewhere, whatever stood there (NaN included)."""
     return tokens.masked_fill(~keep.view(*keep.shape, *[1] * (tokens.dim() - 2)), fill)
+
+
+def last(states: Tensor, before: Tensor, lengths: Tensor) -> Tensor:
+    """Of `states` (B, T, ...) the one after the last real token; of rows without any the one `before` (B, ...)."""
+    both = torch.cat([before.unsqueeze(1), states], 1)
+    return both[torch.arange(both.size(0), device=both.device), lengths.long()]
 
 
 def segments(reset: Tensor) -> Tensor:

@@ -164,6 +164,7 @@ def _storable(leaf: Tensor) -> Tensor:
 
 
 def _restored(stored: Tensor, like: Tensor) -> Tensor:
+    stored = stored.clone()  # what was read lies at any address; complex arithmetic ends in a crash at an odd one
     stored = torch.view_as_complex(stored) if like.is_complex() else stored
     return stored.to(device=like.device, dtype=like.dtype)
 

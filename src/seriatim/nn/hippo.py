@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from seriatim.core.errors import SeriatimError, check_size
+from seriatim.core.errors import SeriatimError, check_divisible, check_size
 
-__all__ = ["NormalLowRank", "diagonal_start", "legendre_delay", "legs", "normal_low_rank"]
+__all__ = ["NormalLowRank", "diagonal_start", "legendre_delay", "legs", "normal_blocks", "normal_low_rank"]
 
 DIAGONAL_STARTS = ("legs", "lin", "inv")
 
@@ -52,8 +52,8 @@ def legendre_delay(size: int, window: float = 1.0) -> tuple[Tensor, Tensor]:
     Source: Voelker, Kajic and Eliasmith, 2019, "Legendre Memory Units", equation 2.
     """
     check_size(size=size)
-    if not window > 0:
-        raise SeriatimError(f"window is {window}; it must be above 0")
+    if isinstance(window, bool) or not isinstance(window, int | float) or not 0 < window < math.inf:
+        raise SeriatimError(f"window is {window!r}; it must be a finite number above 0")
     n = torch.arange(size, dtype=torch.float64)
     sign = (-1.0) ** n
     lower = -(sign[:, None] * sign)
@@ -84,6 +84,25 @@ def normal_low_rank(size: int) -> NormalLowRank:
     adjoint = vectors.mH
     eigenvalues = torch.complex(torch.full((size // 2,), -0.5, dtype=torch.float64), imaginary[positive])
     return NormalLowRank(eigenvalues, adjoint @ P.to(adjoint.dtype), adjoint @ B.to(adjoint.dtype), vectors)
+
+
+def normal_blocks(size: int, blocks: int = 1) -> tuple[Tensor, Tensor]:
+    """Several normal parts of HiPPO-LegS, a block each: eigenvalues (N / 2,) and eigenvectors (N, N / 2), complex128.
+
+    Those of positive imaginary part; the others are their conjugates.
+    Source: Smith, Warrington and Linderman, 2022, arXiv:2208.04933, section 4.3 and appendix B.
+
+    Raises:
+        SeriatimError: blocks does not divide size into even parts.
+    """
+    check_divisible(state_size=size, blocks=blocks)
+    if size // blocks % 2:
+        raise SeriatimError(
+            f"state_size is {size} and blocks is {blocks}; state_size / blocks must be even: eigenvalues come in "
+            "conjugate pairs"
+        )
+    block = normal_low_rank(size // blocks)
+    return block.eigenvalues.repeat(blocks), torch.block_diag(*[block.vectors] * blocks)
 
 
 def diagonal_start(name: str, size: int) -> Tensor:

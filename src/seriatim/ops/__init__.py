@@ -15,6 +15,7 @@ from seriatim.ops.diagonal_scan import diagonal_scan
 from seriatim.ops.dplr_scan import dplr_scan
 from seriatim.ops.grid_scan import grid_scan
 from seriatim.ops.invariant_scan import invariant_scan
+from seriatim.ops.lif_scan import lif_scan
 from seriatim.ops.long_conv import long_conv
 from seriatim.ops.matrix_scan import matrix_scan
 from seriatim.ops.max_scan import max_scan
@@ -33,6 +34,7 @@ __all__ = [
     "dplr_scan",
     "grid_scan",
     "invariant_scan",
+    "lif_scan",
     "line_graph",
     "long_conv",
     "matrix_scan",

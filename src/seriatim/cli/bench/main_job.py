@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from seriatim.cli.bench import work_layers, work_models, work_ops, work_scans
+from seriatim.cli.bench import work_diagonal, work_layers, work_models, work_ops, work_scans
 from seriatim.cli.bench.display import Display
 from seriatim.cli.bench.folder import choose_folder
 from seriatim.cli.bench.limits import Limits, best, measure_limits
@@ -22,7 +22,7 @@ from seriatim.core.errors import SeriatimError, check_one_of, check_positive, ch
 
 __all__ = ["main_job"]
 
-KINDS = {"ops": (work_scans, work_ops), "models": (work_layers, work_models)}
+KINDS = {"ops": (work_scans, work_diagonal, work_ops), "models": (work_layers, work_models)}
 SECONDS, QUICK_SECONDS = 480.0, 60.0  # of a run
 QUICK_REPEATS = 7
 

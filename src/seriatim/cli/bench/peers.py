@@ -4,6 +4,7 @@ Their modules are imported by name when a row needs them: none of them is a requ
 """
 
 import os
+import warnings
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -27,12 +28,13 @@ __all__ = [
     "parameters",
     "plain_lstm",
     "rg_lru",
+    "s5_scan",
     "slstm_cell",
     "titans_memory",
 ]
 
 EXTRA = "pip install 'seriatim[bench]'"
-PACKAGES = ("transformers", "mambapy", "xlstm", "mlstm_kernels", "titans-pytorch")
+PACKAGES = ("transformers", "mambapy", "xlstm", "mlstm_kernels", "titans-pytorch", "s5-pytorch")
 
 
 def installed(package: str) -> str | None:
@@ -147,6 +149,22 @@ def rg_lru(width: int, heads: int) -> nn.Module:
     for parameter in layer.parameters():
         nn.init.normal_(parameter, std=0.1, generator=generator)
     return layer
+
+
+def s5_scan() -> Callable[..., Any]:
+    """s5-pytorch's parallel scan of A (N,) and inputs (B, T, N), complex."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is compiled by torch.jit.script
+        package = import_module("s5.s5_model")
+
+    def scan(A: Tensor, inputs: Tensor) -> Tensor:
+        def row(u: Tensor) -> Tensor:
+            h: Tensor = package.associative_scan(package.binary_operator, (A.tile(u.size(0), 1), u))[1]
+            return h
+
+        return torch.vmap(row)(inputs)
+
+    return scan
 
 
 def mlstm_chunkwise(name: str) -> Callable[..., Any]:

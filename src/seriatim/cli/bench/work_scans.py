@@ -26,7 +26,6 @@ def works(quick: bool) -> list[Work]:
         _mlstm(2048 // shorter, "native_custbw"),
         _mamba2(2048 // shorter),
         _gated_delta(2048 // shorter),
-        _rg_lru(512 // shorter),
         _slstm(256 // shorter),
         _loop("equation", 8, 4, 16, 512 // shorter),
         *(_loop("batched", *sizes, 512 // shorter) for sizes in ((1, 4, 16), (16, 16, 16), (16, 12, 64))),
@@ -156,47 +155,6 @@ def _gated_delta(time: int) -> Work:
     return Work(
         "gated delta rule by delta_scan, forward and backward", sizes(B=2, T=time, H=heads, K=dim, V=dim),
         Peer("transformers' gated delta rule", ("transformers",)), make, Target(4),
-    )  # fmt: skip
-
-
-def _rg_lru(time: int) -> Work:
-    width, heads = 512, 4
-
-    def make() -> Pair:
-        scan, layer = op_named("diagonal_scan"), peers.rg_lru(width, heads)
-        x, cotangent, positions = draw(0, 2, time, width), draw(9, 2, time, width), torch.arange(time)[None]
-        names = [f"{gate}_gate_{kind}" for gate in ("input", "recurrent") for kind in ("weight", "bias")]
-        names.append("recurrent_param")
-        weights = [layer.get_parameter(name) for name in names]
-
-        def ours(x: Tensor, *leaves: Tensor) -> Tensor:
-            w_i, b_i, w_a, b_a, decay = leaves
-            parts = x.unflatten(-1, (heads, -1))
-            gate = (torch.einsum("bthi,hij->bthj", parts, w_i) + b_i).sigmoid().flatten(-2)
-            log_a = -8 * (torch.einsum("bthi,hij->bthj", parts, w_a) + b_a).sigmoid().flatten(-2) * F.softplus(decay)
-            share = (-torch.expm1(2 * log_a)).sqrt()
-            first = torch.arange(time)[:, None] == 0  # its input is not scaled down
-            out: Tensor = scan(log_a.exp(), x * gate * torch.where(first, 1.0, share))[0]
-            return out
-
-        def peer(x: Tensor, *leaves: Tensor) -> Tensor:
-            layer.recurrent_states = None  # type: ignore[assignment]
-            out: Tensor = torch.func.functional_call(layer, dict(zip(names, leaves, strict=True)), (x, positions))
-            return out
-
-        own, other = (Differentiated(side, [x, *weights], cotangent=cotangent) for side in (ours, peer))
-        return Pair(
-            ours=own,
-            peer=other,
-            path="RecurrentGemmaRglru, a loop over time",
-            compare=lambda: (own(), other()),
-            flops=counts.training(counts.diagonal(2 * time * width, False) + 4 * 2 * time * width * width / heads),
-            bytes=own.bytes(cotangent),
-        )
-
-    return Work(
-        "RG-LRU by diagonal_scan, forward and backward", sizes(B=2, T=time, F=width, H=heads),
-        Peer("transformers' RecurrentGemma", ("transformers",)), make,
     )  # fmt: skip
 
 

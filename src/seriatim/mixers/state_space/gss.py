@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from seriatim.core.errors import SeriatimError, check_divisible, check_size
 from seriatim.core.mixer import state_dtype
-from seriatim.mixers.state_space.base import InvariantMixer, System
+from seriatim.mixers.state_space.invariant_base import InvariantMixer, System
 from seriatim.nn.discretization import discretize_diagonal
 
 __all__ = ["GSS"]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from seriatim.core.errors import check_divisible, check_positive, check_size
 from seriatim.core.mixer import Mixer
-from seriatim.mixers.state_space.base import System, read_system
+from seriatim.mixers.state_space.invariant_base import System, read_system
 from seriatim.nn.diagonal_system import DiagonalSystem
 from seriatim.nn.diagonal_system import reference as reference_system
 from seriatim.nn.short_conv import ShortConv

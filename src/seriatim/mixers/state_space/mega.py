@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from seriatim.core import ragged
 from seriatim.core.errors import SeriatimError, check_one_of, check_size
 from seriatim.core.mixer import Mixer, state_dtype
-from seriatim.mixers.state_space.base import System, read_system
+from seriatim.mixers.state_space.invariant_base import System, read_system
 from seriatim.ops.short_conv import last_inputs
 
 __all__ = ["Mega", "MegaState"]

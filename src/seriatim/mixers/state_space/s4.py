@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from seriatim import ops
 from seriatim.core.errors import SeriatimError, check_one_of, check_positive, check_size
 from seriatim.core.mixer import state_dtype
-from seriatim.mixers.state_space.base import InvariantMixer, System
+from seriatim.mixers.state_space.invariant_base import InvariantMixer, System
 from seriatim.nn.discretization import RULES, discretize, log_steps
 from seriatim.nn.glu_output import GLUOutput
 from seriatim.nn.hippo import normal_low_rank

@@ -13,7 +13,7 @@ from seriatim import ops
 from seriatim.core import ragged
 from seriatim.core.errors import check_positive, check_size
 from seriatim.core.mixer import Mixer
-from seriatim.mixers.state_space.base import System, response
+from seriatim.mixers.state_space.invariant_base import System, response
 from seriatim.nn.diagonal_system import DiagonalSystem
 from seriatim.nn.diagonal_system import reference as reference_system
 from seriatim.nn.glu_output import GLUOutput
