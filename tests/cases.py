@@ -55,6 +55,8 @@ CASES = [
     Case("mixture_of_memories", dim=16, heads=2, memories=3, active=1, shared=False, rule="gla"),
     Case("mixture_of_memories", dim=16, heads=2, rule="linear"),
     Case("mixture_of_memories", dim=16, heads=2, rule="delta"),
+    Case("mixture_of_memories", dim=16, heads=2, conv_size=4),
+    Case("mixture_of_memories", dim=16, heads=2, memories=3, active=1, shared=False, rule="gla", conv_size=2),
     Case("mamba", dim=16, eigenvalues="signed"),
     Case("attention", dim=16, heads=2),
     Case("attention", dim=16, heads=4, kv_heads=2),
