@@ -122,8 +122,8 @@ class MixtureOfMemories(Mixer):
         weights = self._route(x, real)
         here = weights > 0 if real is None else (weights > 0) & real.unsqueeze(-1)
         tails, memory = (None, state) if isinstance(state, Tensor) else state
-        *qkv, tails = self._queries_keys_values(x, here, tails, reset)
-        o, memory = self._scan(x, *qkv, here.repeat_interleave(self.heads, -1), memory, reset)
+        q, k, v, tails = self._queries_keys_values(x, here, tails, reset)
+        o, memory = self._scan(x, q, k, v, here.repeat_interleave(self.heads, -1), memory, reset)
         o = (o.unflatten(2, (self.count, self.heads)) * weights[..., None, None]).sum(2).to(x.dtype)
         y = self.out(gated(self.norm(o).flatten(-2), self.out_gate(x)))
         return y, memory if tails is None else MixtureState(tails, memory)
@@ -260,7 +260,8 @@ def _token(m: MixtureOfMemories, u: Tensor, own: list[Tensor], i: int) -> tuple[
     q = m.query.weight @ u
     if m.conv is not None:
         own.append(torch.cat([q, k, v]))
-        mixed = sum(m.conv.weight[:, -1 - late] * past for late, past in enumerate(own[: -m.conv.size - 1 : -1]))
+        recent = torch.stack(own[-m.conv.size :], 1)
+        mixed = (m.conv.weight[:, -recent.size(1) :] * recent).sum(1)
         q, k, v = (mixed * torch.sigmoid(mixed)).split([keys, keys, m.dim])
     elif delta:
         q, k = q * torch.sigmoid(q), k * torch.sigmoid(k)
