@@ -96,6 +96,8 @@ CASES = [
     Case("mixture_of_memories", dim=16, heads=2, memories=3, active=1, shared=False, rule="gla"),
     Case("mixture_of_memories", dim=16, heads=2, rule="linear"),
     Case("mixture_of_memories", dim=16, heads=2, rule="delta"),
+    Case("mixture_of_memories", dim=16, heads=2, conv_size=4),
+    Case("mixture_of_memories", dim=16, heads=2, memories=3, active=1, shared=False, rule="gla", conv_size=2),
     Case("mamba", dim=16, eigenvalues="signed"),
     Case("mamba", dim=12, heads=3, state_size=5, select_norm="rms"),
     Case("mamba", dim=12, state_size=5, select_norm="rms_unscaled"),

@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = '''"""Two is more than
 one.
 
-Not a part of it."""
+Tried
+with 3."""
 
 from seriatim.cli.claims.claim import Finding
 
@@ -52,6 +53,7 @@ def test_a_claims_findings_are_kept_and_shown(folder, capsys):
     text = (folder.parent / "papers.md").read_text()
     assert "## 12. two" in text
     assert "| three | 3 | 2 | **does not hold** |" in text
+    assert text.endswith("Tried with 3.\n")
     assert "1 \\| 2" in text
 
 

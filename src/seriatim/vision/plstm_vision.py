@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from seriatim import ops
 from seriatim.core.errors import SeriatimError, check_divisible, check_one_of, check_size
 from seriatim.core.mixer import state_dtype
-from seriatim.nn.feed_forward import PlainFeedForward
-from seriatim.nn.norms import RMSNorm
+from seriatim.vision.base import VisionBackbone, init_small
 
 __all__ = ["GridPLSTM", "PLSTMVision", "reference"]
 
@@ -65,7 +64,7 @@ class GridPLSTM(nn.Module):
         self.direct = nn.Linear(dim, heads)
         self.angle = nn.Linear(dim, len(FLIPS) * heads) if mode == "P" else None
         self.norm = nn.Parameter(torch.ones(heads, dim // heads))
-        _small(self.qkv, self.out)
+        init_small(self.qkv, self.out)
         for layer in (self.gates, self.direct, self.angle):
             if layer is not None:
                 nn.init.zeros_(layer.weight)
@@ -107,12 +106,8 @@ class GridPLSTM(nn.Module):
         return Gates(source * column, matrix, mark.expand_as(column))
 
 
-class PLSTMVision(nn.Module):
+class PLSTMVision(VisionBackbone):
     """pLSTM-Vis: a vision transformer with a `GridPLSTM` where that has attention, in P- and D-mode by turns.
-
-    Patches, learned positions, residual blocks of RMS norm and layer, RMS norm and feed-forward, a last norm. The
-    features are those of the four patches in the corners, one after another. Positions are stretched (bicubic) to
-    images of another size than `size`.
 
     Args:
         dim: features of a patch; a multiple of heads.
@@ -122,9 +117,6 @@ class PLSTMVision(nn.Module):
         channels: of the images.
         size: pixels of a side of the images that positions are learned on; None is no positions.
         modes: the modes by turns, such as "PD", or "P" for one only.
-
-    Attributes:
-        features: the width of the output, 4 dim.
 
     Source: Pöppel et al., 2025, arXiv:2506.11997, appendix B.1, with the initialisation of D.1.
     """
@@ -139,63 +131,12 @@ class PLSTMVision(nn.Module):
         size: int | None = 192,
         modes: str = "PD",
     ):
-        super().__init__()
-        check_size(depth=depth, patch=patch, channels=channels)
+        check_size(depth=depth)
         if not modes or set(modes) - set(MODES):
             raise SeriatimError(f"modes is {modes!r}; it must be P and D by turns, such as 'PD'")
-        self.dim, self.depth, self.heads, self.patch = dim, depth, heads, patch
-        self.channels, self.size, self.modes, self.features = channels, size, modes, 4 * dim
-        self.blocks = nn.ModuleList(_Block(dim, heads, modes[index % len(modes)]) for index in range(depth))
-        self.embed = nn.Conv2d(channels, dim, patch, patch)
-        nn.init.normal_(self.embed.weight, std=(2 / (5 * channels * patch**2)) ** 0.5)
-        if self.embed.bias is not None:
-            nn.init.zeros_(self.embed.bias)
-        self.positions: nn.Parameter | None = None
-        if size is not None:
-            check_divisible(size=size, patch=patch)
-            self.positions = nn.Parameter(torch.empty(dim, size // patch, size // patch))
-            nn.init.normal_(self.positions, std=(2 / (5 * dim)) ** 0.5)
-        self.norm = RMSNorm(dim)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, channels, height, width) to (B, 4 dim). Height and width are multiples of the patch."""
-        shape = tuple(images.shape)
-        whole = len(shape) == 4 and all(side and side % self.patch == 0 for side in shape[2:])
-        if not whole or shape[1] != self.channels:
-            wanted = f"(batch, {self.channels}, height, width), the sides multiples of {self.patch}"
-            raise SeriatimError(f"images has shape {shape}; it must be {wanted}")
-        x = self.embed(images)
-        if self.positions is not None:
-            positions: Tensor = self.positions
-            if positions.shape[1:] != x.shape[2:]:
-                positions = F.interpolate(positions[None], x.shape[2:], mode="bicubic", align_corners=False)[0]
-            x = x + positions
-        x = x.movedim(1, -1)
-        for block in self.blocks:
-            x = block(x)
-        x = self.norm(x)
-        return torch.cat([x[:, row, column] for column in (0, -1) for row in (0, -1)], -1)
-
-
-class _Block(nn.Module):
-    """x + layer(norm(x)), then x + feed_forward(norm(x))."""
-
-    def __init__(self, dim: int, heads: int, mode: str):
-        super().__init__()
-        self.layer_norm, self.layer = RMSNorm(dim), GridPLSTM(dim, heads, mode)
-        self.feed_forward_norm, self.feed_forward = RMSNorm(dim), PlainFeedForward(dim, 4 * dim)
-        _small(self.feed_forward.up, self.feed_forward.out)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.layer(self.layer_norm(x))
-        return x + self.feed_forward(self.feed_forward_norm(x))
-
-
-def _small(*layers: nn.Linear) -> None:
-    for layer in layers:
-        nn.init.normal_(layer.weight, std=(2 / (5 * layer.in_features)) ** 0.5)
-        if layer.bias is not None:
-            nn.init.zeros_(layer.bias)
+        layers = [GridPLSTM(dim, heads, modes[index % len(modes)]) for index in range(depth)]
+        super().__init__(dim, layers, 4.0, patch, channels, size)
+        self.depth, self.heads, self.modes = depth, heads, modes
 
 
 def reference(m: GridPLSTM, x: Tensor) -> Tensor:

@@ -28,8 +28,9 @@ class Finding:
 class Claim:
     """A script of the folder of claims.
 
-    It has a docstring whose first paragraph is the claim, `SOURCE` (arXiv number), and `run(quick, seed)`, which
-    returns findings. It may only use what it trains itself.
+    It has a docstring whose first paragraph is the claim and whose others, if any, are notes: what was compared and
+    what else was tried; `SOURCE` (arXiv number); and `run(quick, seed)`, which returns findings. It may only use what
+    it trains itself.
     """
 
     number: int
@@ -47,13 +48,20 @@ class Claim:
 
     def says(self) -> str:
         """The claim, from the first lines of the script."""
-        docstring = self.load().__doc__ or ""
-        return " ".join(docstring.strip().partition("\n\n")[0].split())
+        return self._paragraphs()[0]
+
+    def notes(self) -> str:
+        """The rest of its docstring."""
+        return "\n\n".join(self._paragraphs()[1:])
 
     def function(self) -> Callable[[bool, int], Sequence[Finding]]:
         """What looks whether it is so."""
         function: Callable[[bool, int], Sequence[Finding]] = self.load().run
         return function
+
+    def _paragraphs(self) -> list[str]:
+        docstring = self.load().__doc__ or ""
+        return [" ".join(paragraph.split()) for paragraph in docstring.strip().split("\n\n")]
 
 
 def find_claims(folder: Path, numbers: Sequence[int]) -> list[Claim]:

@@ -40,7 +40,8 @@ def _section(result: dict[str, Any]) -> str:
         f"{result['date']}, seed {result['seed']}, {where}.",
         "",
     ]
-    return "\n".join(lines)
+    notes = result.get("notes")
+    return "\n".join([*lines, notes, ""] if notes else lines)
 
 
 def _row(finding: dict[str, Any]) -> str:

@@ -1,11 +1,12 @@
 """Small models trained on a task, for claims to compare."""
 
 import math
-from collections.abc import Sequence
+import statistics
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from seriatim.core.build import Spec
 from seriatim.data.task_batches import TaskBatches, generator
@@ -14,7 +15,7 @@ from seriatim.objectives.next_token import next_token
 from seriatim.tasks.base import Task
 from seriatim.train.accuracy import accuracy
 
-__all__ = ["answers", "parameters", "trained"]
+__all__ = ["answers", "by_level", "parameters", "rate_of", "spread", "trained"]
 
 WARMUP = 0.1  # of the steps
 
@@ -30,18 +31,20 @@ def trained(
     rate: float = 3e-3,
     decay: float = 0.1,
     seed: int = 0,
+    objective: Callable[[LanguageModel, Any], tuple[Tensor, Any]] = next_token,
     **options: Any,
 ) -> LanguageModel:
     """A language model after some steps of AdamW: the rate rises over a tenth of them, then falls as a cosine.
 
+    objective: gives the loss, first of two, of a model and a batch.
     options: of the model.
     """
     torch.manual_seed(seed)
     model = LanguageModel(task.vocab_size, dim=dim, layers=list(layers), **options)
     optimiser = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate_of(step, steps))
     for _, batch_of_task in zip(range(steps), TaskBatches(task, batch, *lengths, seed), strict=False):
-        loss, _ = next_token(model, batch_of_task)
+        loss, _ = objective(model, batch_of_task)
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -56,12 +59,24 @@ def answers(model: nn.Module, task: Task, length: int, sequences: int = 128, see
     return float(found["accuracy"])
 
 
+def by_level(model: nn.Module, task: Task, length: int, sequences: int = 128, seed: int = 0) -> dict[int, float]:
+    """The same for each difficulty of the task, by its least level."""
+    (found,) = accuracy(model, task, [length], sequences, lambda length: generator(seed, 1, length))
+    return {level["from"]: level["accuracy"] for level in found["levels"]}
+
+
+def spread(values: Sequence[float]) -> str:
+    """The mean of some seeds' figures, and the least and the most of them."""
+    return f"{statistics.mean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
 def parameters(model: nn.Module) -> int:
     """How many numbers are learned."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _rate(step: int, steps: int) -> float:
+def rate_of(step: int, steps: int) -> float:
+    """The share of the highest rate that a step has."""
     begin = max(1, round(WARMUP * steps))
     if step < begin:
         return (step + 1) / begin
