@@ -14,6 +14,7 @@ from seriatim.mixers.linear_attention.base import init_projections
 from seriatim.nn.decay import HeadDecay
 from seriatim.nn.norms import RMSNorm, l2_norm
 from seriatim.nn.pointwise import gated, silu
+from seriatim.nn.routing import imbalance, top_scores
 from seriatim.nn.short_conv import ShortConv
 
 __all__ = ["MixtureOfMemories", "MixtureState"]
@@ -133,23 +134,15 @@ class MixtureOfMemories(Mixer):
         if self.router is None:
             return x.new_ones(*x.shape[:2], self.count, dtype=state_dtype(x.dtype))
         scores = self.router(x).to(state_dtype(x.dtype)).softmax(-1)
-        own, other = scores.unsqueeze(-1), scores.unsqueeze(-2)
-        first = torch.ones(self.memories, self.memories, dtype=torch.bool, device=x.device).tril(-1)  # of equal scores
-        better = ((other > own) | ((other == own) & first)).to(scores.dtype).sum(-1)  # memories before this one
-        best = scores.masked_fill(better >= self.active, 0)
+        best = top_scores(scores, self.active)
         weights = best / best.sum(-1, keepdim=True)
         taps.tap(self, "weights", weights)
         if taps.is_collecting():
-            taps.add_loss(self, "balance", self._imbalance(scores, weights > 0, real))
+            chosen = best > 0
+            if real is not None:
+                scores, chosen = ragged.mask(scores, real), chosen & real.unsqueeze(-1)
+            taps.add_loss(self, "balance", self.balance * imbalance(scores, chosen, self.active))
         return F.pad(weights, (0, 1), value=1.0) if self.shared else weights
-
-    def _imbalance(self, scores: Tensor, chosen: Tensor, real: Tensor | None) -> Tensor:
-        """`balance` where all memories are used alike, more where not; 0 without tokens."""
-        if real is not None:
-            scores, chosen = ragged.mask(scores, real), chosen & real.unsqueeze(-1)
-        tokens = scores.sum().clamp(min=1)
-        share, score = chosen.flatten(0, 1).sum(0) / (self.active * tokens), scores.flatten(0, 1).sum(0) / tokens
-        return self.balance * self.memories * (share * score).sum()
 
     def _queries_keys_values(
         self, x: Tensor, here: Tensor, tails: Tensor | None, reset: Tensor | None
