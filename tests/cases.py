@@ -30,6 +30,9 @@ SPIKES = {
     **dict.fromkeys(["gradcheck_input", "gradcheck_state", "gradcheck_parameters"], SURROGATE),
     **dict.fromkeys(["bf16_drift_short", "bf16_drift_long", "autocast_drift"], ROUNDED),
 }
+FRAMES = "seriatim.vision.frames:FlatFrames"
+CONV_S5 = {"mixer": "seriatim.vision.conv_s5:ConvS5", "channels": 2, "state_size": 4}
+CONV_LSTM = {"mixer": "seriatim.vision.conv_lstm:ConvLSTM", "channels": 2}
 
 CASES = [
     Case("elman", dim=16, heads=2),
@@ -113,6 +116,14 @@ CASES = [
     Case("bidirectional", dim=16, inner={"mixer": "window", "heads": 2, "size": 9}, combine="concat", tied=True),
     Case("lmuformer", dim=10, layers=2, window=9.0, convs=1, expansion=2, reads=True, skip=BATCH_NORM),
     Case("spiking_lmuformer", dim=4, window=9.0, convs=2, expansion=2, reads=True, skip=SPIKES),
+    Case(FRAMES, inner={**CONV_S5, "blocks": 2, "groups": 2}, height=3, width=2),
+    Case(
+        FRAMES,
+        inner={**CONV_S5, "activation": "resnet", "input_kernel": 1, "clip_eigenvalues": True},
+        height=2,
+        width=2,
+    ),
+    Case(FRAMES, inner=CONV_LSTM, height=3, width=2),
     Case("stack", dim=16, layers=LAYERS),
     Case("hierarchical_ssm", dim=8, low=["s4d"], high=["gla"], chunk=4),
     Case("hierarchical_ssm", dim=8, low=["gru"], high=["s4d", "gru"], chunk=3, feed_forward="gelu"),
