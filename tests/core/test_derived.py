@@ -43,7 +43,7 @@ def changed(module, how):
     "how", ["in place", "behind autograd's back", "replaced", "a buffer", "an attribute", "a dtype"]
 )
 def test_is_found_again_after_a_change(how):
-    derived, module = Derived(), Scale()
+    derived, module = Derived(tuple), Scale()
     before = derived(module.compute)
     assert derived(module.compute) is before
     assert len(module.calls) == 1
@@ -56,7 +56,7 @@ def test_is_found_again_after_a_change(how):
 
 
 def test_nothing_is_kept_where_gradients_are_wanted():
-    derived, module = Derived(), Scale()
+    derived, module = Derived(tuple), Scale()
     with torch.no_grad():
         derived(module.compute)
     assert derived(module.compute)[0].requires_grad
@@ -65,7 +65,7 @@ def test_nothing_is_kept_where_gradients_are_wanted():
 
 @torch.no_grad()
 def test_inside_transforms_and_copies():
-    derived, module = Derived(), Scale()
+    derived, module = Derived(tuple), Scale()
     derived(module.compute)
     other = copy.deepcopy(module)
     other.weight.add_(1)

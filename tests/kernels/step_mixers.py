@@ -52,7 +52,7 @@ def random_input(module, batch, seed=0):
     generator = torch.Generator().manual_seed(seed)
     if module.reads_tokens:
         return torch.randint(0, module.vocab_size, (batch,), generator=generator)
-    return torch.randn(batch, module.dim, generator=generator)
+    return torch.randn(batch, module.input_dim or module.dim, generator=generator)
 
 
 @torch.no_grad()

@@ -36,6 +36,12 @@ def can_have_a_program(case):
     return mixer.causal and mixer.constant_state
 
 
+def is_plain(case):
+    """Whether the step runs as it is written: it gathers, turns a filter over, or has a state of size 0."""
+    known = {"liquid_s4", "hyena", "mega", "lmuformer", "spiking_lmuformer"}
+    return case.name in known or case.options.get("conv_size") == 1
+
+
 CONSTANT = [case for case in CASES if can_have_a_program(case)]
 
 
@@ -54,7 +60,7 @@ def shared_work(monkeypatch):
 def test_fifty_steps_equal_the_mixers_own(case, batch):
     module = made(case)
     found = steps(module, batch, 50)
-    assert has_program(module)
+    assert has_program(module) is not is_plain(case)
     with ops.backend("torch"):
         wanted = steps(module, batch, 50)
     same(found, wanted)

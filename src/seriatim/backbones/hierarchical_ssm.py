@@ -9,6 +9,7 @@ from torch import Tensor
 
 from seriatim.backbones.stack import Stack
 from seriatim.core import ragged
+from seriatim.core import state as states
 from seriatim.core.build import Spec
 from seriatim.core.errors import SeriatimError, check_size
 from seriatim.core.mixer import Mixer
@@ -108,6 +109,19 @@ class HierarchicalSSM(Mixer):
         position = torch.where(read, place.gather(1, at).squeeze(1) + 1, state.position)
         answer = torch.where(read[:, None], y.gather(1, at.unsqueeze(2).expand(-1, -1, dim)).squeeze(1), state.answer)
         return y, HierarchicalState(low, high, position, answer.to(state.answer.dtype))
+
+    def step(self, x: Tensor, state: HierarchicalState) -> tuple[Tensor, HierarchicalState]:
+        place, anew = state.position, state.position % self.chunk == 0
+        low = states.where(anew, self.low_stack.init_state(len(x)), state.low)
+        feature, low = self.low_stack.step(x, low)
+        first, ends = (place < self.chunk)[:, None], (place + 1) % self.chunk == 0
+        before = states.where(first.squeeze(1), self.high_stack.init_state(len(x)), state.high)
+        answer, after = self.high_stack.step(feature, before)
+        none = torch.zeros_like(state.answer)
+        held = torch.where(first, none, state.answer)
+        answer = torch.where(ends[:, None], answer.to(held.dtype), held)
+        high = states.where(ends, after, state.high)
+        return answer.to(x.dtype), HierarchicalState(low, high, place + 1, answer)
 
 
 def _at_slots(x: Tensor, slot: Tensor, slots: int) -> Tensor:

@@ -27,22 +27,23 @@ class _Kept(NamedTuple):
 
 
 class Derived(Generic[Found]):
-    """`derived(module.method)` is `module.method()`, or what that was when the module was last as it is now.
+    """`derived(module.method)` is `then(module.method())`, or what that was when the module was last as it is now.
 
-    The method returns a tuple of tensors. Where they change, what was returned before changes with them.
+    `then` returns a tuple of tensors. Where they change, what was returned before changes with them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, then: Callable[[Any], Found]) -> None:
+        self._then = then
         self._kept: WeakKeyDictionary[nn.Module, _Kept] = WeakKeyDictionary()
 
-    def __call__(self, method: Callable[[], Found]) -> Found:
+    def __call__(self, method: Callable[[], Any]) -> Found:
         if is_recording():
             weak = WeakMethod(method)
             before_replay(lambda: self._fresh(weak()))
             with _disable_current_modes():
                 return self._fresh(method)
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or is_watched():
-            return method()
+            return self._then(method())
         return self._fresh(method)
 
     def _fresh(self, method: Any) -> Found:
@@ -52,7 +53,7 @@ class Derived(Generic[Found]):
         kept = self._kept.get(module)
         if kept is None or kept.plain != plain or not _equal(kept.tensors, tensors):
             with torch.inference_mode(False), torch.no_grad():
-                found, copies = method(), [z.detach().clone() for z in tensors]
+                found, copies = self._then(method()), [z.detach().clone() for z in tensors]
                 if kept is not None and all(map(_alike, kept.found, found)):
                     for place, value in zip(kept.found, found, strict=True):
                         place.copy_(value)

@@ -107,10 +107,13 @@ def _running_mean(
         wide = ragged.mask(wide, ragged.real_tokens(lengths, time))
     sums, total = ops.diagonal_scan(wide.new_ones(hidden.size(2)), wide, state=total, reset=reset)
     place = ragged.positions(reset, length, time) + 1
-    if time:
-        read = torch.full_like(length, time) if lengths is None else lengths
-        last = place.gather(1, (read - 1).clamp(min=0).unsqueeze(1)).squeeze(1)
-        length = torch.where(read > 0, last, length)
+    if time == 0:
+        return (sums / place.unsqueeze(2)).to(hidden.dtype), total, length
+    if lengths is None:
+        length = place[:, -1]
+    else:
+        last = place.gather(1, (lengths - 1).clamp(min=0).unsqueeze(1)).squeeze(1)
+        length = torch.where(lengths > 0, last, length)
     return (sums / place.unsqueeze(2)).to(hidden.dtype), total, length
 
 

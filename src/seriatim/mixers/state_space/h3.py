@@ -81,11 +81,13 @@ class H3(Mixer):
         products = torch.einsum("bthk,bthv->bkvth", k, v)
         entries = self.head_dim**2  # the heads' systems read each entry as a row of its own
         again = (None if z is None else z.repeat_interleave(entries, 0) for z in (reset, lengths))
-        system = System(*self.system(self.rate))
-        y, end = read_system(system, products.flatten(0, 2), state.system.flatten(0, 2), *again)
+        y, end = read_system(self._discrete, products.flatten(0, 2), state.system.flatten(0, 2), *again)
         y = torch.addcmul(y.squeeze(3).view_as(products), self.skip, products)
         o = torch.einsum("bthk,bkvth->bthv", q, y)
         return self.out(o.flatten(2)), H3State(tail, end.view_as(state.system))
+
+    def _discrete(self) -> System:
+        return System(*self.system(self.rate))
 
 
 def reference(m: H3, x: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """The family of linear time-invariant state spaces: a system for each feature, the same at every token."""
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -19,9 +20,6 @@ class System(NamedTuple):
     A: Tensor  # (G, N), a diagonal, or (G, N, N), real
     B: Tensor  # (G, N)
     C: Tensor  # (G, M, N)
-
-
-_systems: Derived[System] = Derived()  # of mixers that are stepping
 
 
 class InvariantMixer(Mixer):
@@ -53,16 +51,8 @@ class InvariantMixer(Mixer):
 
     def mix(self, x: Tensor, state: Tensor, reset: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         u = self.project(x)
-        if x.size(1) == 1 and reset is None and lengths is None and not torch.is_grad_enabled():
-            y, state = _read_token(_systems(self._real_system), u, state)
-        else:
-            y, state = read_system(self.system(), u, state, reset, lengths)
+        y, state = read_system(self.system, u, state, reset, lengths)
         return self.readout(x, u, y), state
-
-    def _real_system(self) -> System:
-        """The systems, complex ones as real and imaginary parts along a first axis."""
-        system = self.system()
-        return System(*map(_parts, system)) if len(self.state_shape) == 3 else system
 
     def kernel(self, length: int) -> Tensor:
         """The answers to an input of 1 at the first token: Re(C A^i B), (G, M, length)."""
@@ -89,16 +79,19 @@ def response(system: System, length: int) -> Tensor:
 
 
 def read_system(
-    system: System, u: Tensor, state: Tensor, reset: Tensor | None, lengths: Tensor | None
+    system: Callable[[], System], u: Tensor, state: Tensor, reset: Tensor | None, lengths: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """The answers (B, T, G, M) of systems driven by u (B, T, G), and the state after the segment.
 
-    A complex state is (B, G, N, 2), real and imaginary parts.
+    `system` is a method of the mixer, whose answer is kept while it writes token after token. A complex state is (B, G,
+    N, 2), real and imaginary parts.
     """
+    if u.size(1) == 1 and reset is None and lengths is None and not torch.is_grad_enabled():
+        return _read_token(_systems(system), u, state)
     parts = state.dim() == 4
     # Copied, not viewed: the memory of a loaded state need not be aligned for complex numbers.
     start = torch.complex(*state.unbind(-1)) if parts else state
-    y, end = ops.invariant_scan(u, *system, state=start, reset=reset, lengths=lengths)
+    y, end = ops.invariant_scan(u, *system(), state=start, reset=reset, lengths=lengths)
     return y, torch.view_as_real(end) if parts else end
 
 
@@ -117,5 +110,11 @@ def _read_token(system: System, u: Tensor, state: Tensor) -> tuple[Tensor, Tenso
     return answers.sum(3).unsqueeze(1).to(u.dtype), state
 
 
-def _parts(z: Tensor) -> Tensor:
-    return torch.stack([z.real, z.imag]) if z.is_complex() else torch.stack([z, torch.zeros_like(z)])
+def _real(system: System) -> System:
+    """Complex systems as real and imaginary parts along a first axis."""
+    if not any(z.is_complex() for z in system):
+        return system
+    return System(*(torch.stack([z.real, z.imag if z.is_complex() else torch.zeros_like(z)]) for z in system))
+
+
+_systems = Derived(_real)  # of mixers that are stepping

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from seriatim import ops
 from seriatim.core import ragged
 from seriatim.core.errors import SeriatimError, check_one_of, check_positive, check_size
 from seriatim.core.mixer import Mixer
-from seriatim.mixers.state_space.invariant_base import System, read_system
 from seriatim.nn.diagonal_system import DiagonalSystem
 from seriatim.nn.diagonal_system import reference as reference_system
 from seriatim.nn.glu_output import GLUOutput
@@ -95,11 +95,12 @@ class LiquidS4(Mixer):
         u = x.to(B.real.dtype)
         products, tail = self._products(u, 2 * B.real.sum(1), state.tail, reset, lengths)
         drive = u + products if self.kernel == "kb" else u
-        y, end = read_system(System(A, B, C), drive, state.system, reset, lengths)
+        start = torch.complex(*state.system.unbind(-1))
+        y, end = ops.invariant_scan(drive, A, B, C, state=start, reset=reset, lengths=lengths)
         y = y.squeeze(3)
         if self.kernel == "pb":
             y = y + (C.squeeze(1) * B).sum(1).real * products
-        return self.out(torch.addcmul(y, self.D, u).to(x.dtype)), LiquidS4State(tail, end)
+        return self.out(torch.addcmul(y, self.D, u).to(x.dtype)), LiquidS4State(tail, torch.view_as_real(end))
 
     def _products(
         self, u: Tensor, weight: Tensor, tail: Tensor, reset: Tensor | None, lengths: Tensor | None

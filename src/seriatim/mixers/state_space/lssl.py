@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from seriatim import ops
 from seriatim.core.errors import SeriatimError, check_one_of, check_positive, check_size
 from seriatim.core.mixer import state_dtype
-from seriatim.mixers.state_space.invariant_base import InvariantMixer, System, read_system
+from seriatim.mixers.state_space.invariant_base import InvariantMixer, System
 from seriatim.nn.discretization import RULES, discretize, log_steps
 from seriatim.nn.hippo import legs
 
@@ -98,7 +99,7 @@ class LSSL(InvariantMixer):
         u, answers = self.project(x), [x.new_zeros(x.size(0), 0, self.dim, self.channels)]
         for t, gap in enumerate(gaps):
             check_positive(gap=gap)
-            y, state = read_system(self._discrete(gap), u[:, t : t + 1], state, None, None)
+            y, state = ops.invariant_scan(u[:, t : t + 1], *self._discrete(gap), state=state)
             answers.append(y)
         return self.readout(x, u, torch.cat(answers, 1)), state
 

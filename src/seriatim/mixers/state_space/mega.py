@@ -108,7 +108,7 @@ class Mega(Mixer):
     ) -> tuple[Tensor, MegaState]:
         if x.size(1) == 0:
             return x, state
-        averages, average = read_system(self._averages(), x, state.average, reset, lengths)
+        averages, average = read_system(self._averages, x, state.average, reset, lengths)
         m = F.silu(torch.addcmul(averages.squeeze(3), self.omega, x))
         gate, hidden, z, r = self.gates(m).split([self.dim, self.dim, self.key_dim, self.width], -1)
         q, k = torch.addcmul(self.shift, self.scale, F.silu(z).unsqueeze(2)).unbind(2)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from seriatim import ops
 from seriatim.core import ragged
+from seriatim.core.derived import Derived
 from seriatim.core.mixer import Mixer
 from seriatim.ops.precision import full_precision
 
@@ -47,6 +48,8 @@ class MIMOMixer(Mixer):
         return self.new_state(batch, self.states, 2)
 
     def mix(self, x: Tensor, state: Tensor, reset: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        if x.size(1) == 1 and reset is None and lengths is None and not torch.is_grad_enabled():
+            return self._read_token(x, state)
         A, B, C = self.system()
         start = torch.view_as_complex(state.contiguous())
         with full_precision(x.device):  # products of real numbers, a complex one as two
@@ -57,6 +60,16 @@ class MIMOMixer(Mixer):
         if lengths is not None:
             end = ragged.last(h, start, lengths)
         return self.readout(torch.addcmul(y.to(x.dtype), self.D, x)), torch.view_as_real(end)
+
+    def _read_token(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for one token in real numbers, of which programs of single steps are made."""
+        A, inputs, answers = _systems(self.system)
+        drive = F.linear(x.squeeze(1).to(inputs.dtype), inputs)
+        real, imaginary = state.unbind(2)
+        turned = torch.stack([A[0] * real - A[1] * imaginary, A[0] * imaginary + A[1] * real], 2)
+        h = turned.flatten(1) + drive
+        y = F.linear(h, answers).unsqueeze(1)
+        return self.readout(torch.addcmul(y.to(x.dtype), self.D, x)), h.view(state.shape)
 
     def kernel(self, length: int) -> Tensor:
         """How every feature answers to every other: Re(C A^i B), (dim, dim, length)."""
@@ -69,3 +82,13 @@ class MIMOMixer(Mixer):
         kernel = self.kernel(max(1, x.size(1)))
         y, _ = ops.long_conv(x.repeat(1, 1, self.dim), kernel.flatten(0, 1))
         return self.readout(torch.addcmul(y.unflatten(2, (self.dim, -1)).sum(3), self.D, x))
+
+
+def _real(system: MIMOSystem) -> tuple[Tensor, Tensor, Tensor]:
+    """A (2, N); B (2 N, dim), a real and an imaginary part by turns; C (dim, 2 N), so that it reads the real part."""
+    A, B, C = system
+    inputs = torch.view_as_real(B).movedim(2, 1).flatten(0, 1)
+    return torch.view_as_real(A).T.clone(), inputs.clone(), torch.view_as_real(C.conj_physical()).flatten(1).clone()
+
+
+_systems = Derived(_real)  # of mixers that are stepping
