@@ -6,6 +6,8 @@ import torch
 from agreement import assert_close
 from seriatim.core.build import build
 from seriatim.core.errors import SeriatimError
+from seriatim.nn.discretization import discretize
+from seriatim.nn.hippo import legendre_delay
 
 TIME = 80
 
@@ -61,6 +63,8 @@ def test_what_is_older_than_the_window_is_forgotten():
 def test_half_precision_keeps_the_system_and_no_checkpoint_holds_it():
     mixer = made(window=20.0)
     exact = mixer.system()
+    made_here = discretize(*legendre_delay(6, 20.0), torch.ones((), dtype=torch.float64), "zoh")
+    assert_close([z[0] for z in exact[:2]], made_here, 1e-14, "matrix in float64")
     rounded = mixer.bfloat16().system()
     assert_close(rounded[:2], exact[:2], 1e-7, "matrix")
     assert not any("bits" in name for name in mixer.state_dict())

@@ -15,7 +15,7 @@ from seriatim.mixers.state_space.lmu import LMU
 from seriatim.nn.batch_norm import BatchNorm
 from seriatim.nn.causal_conv import CausalConv
 
-__all__ = ["LMUFormer"]
+__all__ = ["LMUFormer", "convolved", "normalised"]
 
 DEVIATION = 0.02  # of the first weights in a Legendre memory unit
 
@@ -123,28 +123,30 @@ def reference(m: LMUFormer, x: Tensor) -> Tensor:
         for token in sequence:
             z = token
             for k, (conv, norm) in enumerate(zip(m.embed, m.embed_norms, strict=True)):
-                z = _normal(norm, torch.relu(_convolved(conv, queues[k], z)))
-            z = z + _convolved(m.positions, queues[-1], z)
+                z = normalised(norm, torch.relu(convolved(conv, queues[k], z)))
+            z = z + convolved(m.positions, queues[-1], z)
             for k, block in enumerate(blocks):
                 lmu = block.lmu
                 A, B = lmu.delay.matrices(x.dtype)
                 u = torch.relu(lmu.signal.weight[0] @ z + lmu.signal.bias)
                 memories[k] = A @ memories[k] + B * u
                 h = torch.relu(lmu.memory.weight @ memories[k] + lmu.input.weight @ z + lmu.input.bias)
-                z = z + _normal(block.lmu_norm, block.lmu_out.weight @ h + block.lmu_out.bias)
-                f = _normal(block.up_norm, block.up.weight @ z + block.up.bias)
+                z = z + normalised(block.lmu_norm, block.lmu_out.weight @ h + block.lmu_out.bias)
+                f = normalised(block.up_norm, block.up.weight @ z + block.up.bias)
                 f = f * 0.5 * (1 + torch.erf(f / math.sqrt(2)))
-                z = z + torch.relu(_normal(block.down_norm, block.down.weight @ f + block.down.bias))
+                z = z + torch.relu(normalised(block.down_norm, block.down.weight @ f + block.down.bias))
             out.append(z)
         rows.append(torch.stack(out))
     return torch.stack(rows)
 
 
-def _convolved(conv: Any, queue: list[Tensor], z: Tensor) -> Tensor:
+def convolved(conv: Any, queue: list[Tensor], z: Tensor) -> Tensor:
+    """For a reference: what a convolution makes of the last tokens, z the newest, which joins them."""
     queue.append(z)
     del queue[0]
     return sum((conv.weight[:, :, i] @ queue[i] for i in range(len(queue))), torch.zeros_like(z))
 
 
-def _normal(norm: Any, z: Tensor) -> Tensor:
+def normalised(norm: Any, z: Tensor) -> Tensor:
+    """For a reference: batch norm in evaluation."""
     return norm.weight * (z - norm.mean) / torch.sqrt(norm.variance + norm.epsilon) + norm.bias

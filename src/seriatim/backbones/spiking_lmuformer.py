@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from seriatim.backbones.lmuformer import convolved, normalised
 from seriatim.core import ragged
 from seriatim.core.errors import check_size
 from seriatim.core.mixer import Mixer
@@ -165,10 +166,10 @@ def reference(m: SpikingLMUFormer, x: Tensor) -> Tensor:
         for token in sequence:
             z = token
             for k, conv in enumerate(m.embed):
-                z = _convolved(conv, queues[k], z)
+                z = convolved(conv, queues[k], z)
                 if k < m.convs - 1:
                     z = _spikes(m.embed_neurons[k], membranes, z)
-            z = z + _convolved(m.positions, queues[-1], _spikes(m.embed_neurons[-1], membranes, z))
+            z = z + convolved(m.positions, queues[-1], _spikes(m.embed_neurons[-1], membranes, z))
             for k, block in enumerate(blocks):
                 s = _spikes(block.begin, membranes, z)
                 u = _spikes(block.signal_neurons, membranes, block.signal.weight @ s + block.signal.bias)
@@ -177,7 +178,7 @@ def reference(m: SpikingLMUFormer, x: Tensor) -> Tensor:
                 w_m, w_x = block.read.weight.split([len(B), m.dim], 1)
                 h = w_m @ _spikes(block.memory_neurons, membranes, memories[k]) + w_x @ s + block.read.bias
                 h = _spikes(block.out_neurons, membranes, h)
-                z = z + _normal(block.out_norm, block.out.weight @ h + block.out.bias)
+                z = z + normalised(block.out_norm, block.out.weight @ h + block.out.bias)
                 f = block.up.weight @ _spikes(block.up_neurons, membranes, z) + block.up.bias
                 z = z + block.down.weight @ _spikes(block.down_neurons, membranes, f) + block.down.bias
             out.append(_spikes(m.neurons, membranes, z))
@@ -185,19 +186,9 @@ def reference(m: SpikingLMUFormer, x: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
-def _convolved(conv: Any, queue: list[Tensor], z: Tensor) -> Tensor:
-    queue.append(z)
-    del queue[0]
-    return sum((conv.weight[:, :, i] @ queue[i] for i in range(len(queue))), torch.zeros_like(z))
-
-
-def _normal(norm: Any, z: Tensor) -> Tensor:
-    return norm.weight * (z - norm.mean) / torch.sqrt(norm.variance + norm.epsilon) + norm.bias
-
-
 def _spikes(neurons: Any, membranes: dict[Any, Tensor], z: Tensor) -> Tensor:
     before = membranes.get(neurons, torch.zeros_like(z))
-    v = before + (_normal(neurons.norm, z) - before) / 2
+    v = before + (normalised(neurons.norm, z) - before) / 2
     fires = v >= neurons.lif.threshold
     membranes[neurons] = v * ~fires
     return fires.to(z.dtype)

@@ -58,10 +58,10 @@ class ConvLSTM(FrameMixer):
         pad, (cell, hidden) = self.kernel // 2, state
         drive = F.conv2d(x.flatten(0, 1), self.input, self.bias, padding=pad).unflatten(0, x.shape[:2])
         out = []
-        for t in range(x.size(1)):
+        for t, current in enumerate(drive.unbind(1)):
             if reset is not None:
                 cell, hidden = (z.masked_fill(reset[:, t, None, None, None], 0.0) for z in (cell, hidden))
-            gates = drive[:, t] + F.conv2d(hidden.to(x.dtype), self.recurrent, padding=pad)
+            gates = current + F.conv2d(hidden.to(x.dtype), self.recurrent, padding=pad)
             i, f, o, g = gates.to(cell.dtype).chunk(4, 1)
             c = f.sigmoid() * cell + i.sigmoid() * g.tanh()
             h = o.sigmoid() * c.tanh()
