@@ -4,7 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
+PYTEST := $(BIN)/python -m pytest --numprocesses auto
 export PYTHONUNBUFFERED := 1
+export OMP_WAIT_POLICY := passive
 
 .PHONY: demo test test-portable test-fenced check install install-dev clean
 
@@ -13,13 +15,13 @@ demo: install
 
 test: install-dev
 	$(BIN)/seriatim warmup
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-portable: install-dev
-	SERIATIM_BACKEND=torch $(BIN)/python -m pytest tests/ops tests/decoding tests/train
+	SERIATIM_BACKEND=torch $(PYTEST) tests/ops tests/decoding tests/train
 
 test-fenced: install-dev
-	SERIATIM_GUARD=1 $(BIN)/python -m pytest tests/kernels -k "not long and not several_items"
+	SERIATIM_GUARD=1 $(PYTEST) tests/kernels -k "not long and not several_items"
 
 check: install-dev
 	$(BIN)/ruff check .
