@@ -2,13 +2,14 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from colorsys import hsv_to_rgb
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["COLOURS", "describe", "draw", "finish", "level_names", "percent", "plain_text", "table"]
+__all__ = ["COLOURS", "describe", "draw", "finish", "level_names", "many_colours", "percent", "plain_text", "table"]
 
 WIDTH = 150  # where no terminal says one
 COLOURS = ("#1b6ca8", "#c8553d", "#2a9d5c", "#8e5ea2", "#d99a1c", "#4d4d4d")
@@ -66,6 +67,17 @@ def draw(results: Mapping[str, Any], out: Path) -> list[Path]:
     return [out / "accuracy.png"]
 
 
+def many_colours(count: int) -> list[str]:
+    """So many that can be told apart: those of all pictures first, then others from all around the circle."""
+    more = max(0, count - len(COLOURS))
+    circle = [_hex(hsv_to_rgb((index / more + 0.08) % 1, 0.55, 0.55 + 0.3 * (index % 2))) for index in range(more)]
+    return [*COLOURS, *circle][:count]
+
+
+def _hex(colour: Sequence[float]) -> str:
+    return "#" + "".join(f"{round(255 * part):02x}" for part in colour)
+
+
 def finish(axes: Any) -> None:
     """The look of all pictures of accuracy."""
     axes.set_ylim(-0.03, 1.03)
@@ -98,7 +110,7 @@ def plain_text(shown: Table, title: str) -> str:
 
 def describe(options: Mapping[str, Any], kind: str) -> str:
     """A spec in a few words: its name and its options."""
-    rest = ", ".join(f"{name} {value}" for name, value in options.items() if name != kind)
+    rest = ", ".join(f"{name} {value}" for name, value in options.items() if name != kind and value != "")
     return f"{options[kind]} ({rest})" if rest else str(options[kind])
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 __all__ = ["accuracy"]
 
-DISTINCT = 8  # levels that are told apart; where there are more, 1, 2-3, 4-7, 8-15, ... are
+DISTINCT = 10  # levels that are told apart; where there are more, 1, 2-3, 4-7, 8-15, ... are
 
 
 class Task(Protocol):

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from seriatim.cli.task_report import COLOURS, describe, finish, level_names, percent, plain_text
+from seriatim.cli.task_report import describe, finish, level_names, many_colours, percent, plain_text
 
 __all__ = ["draw", "table"]
 
@@ -36,7 +36,9 @@ def table(results: Mapping[str, Any]) -> str:
         constant = [percent(length["baseline"]["mean"]) for length in _any(rows)]
         shown.add_row("best constant answer", *[""] * 5, *constant, style="dim")
         parts += ["", plain_text(shown, f"{_title(held)}. Right answers, mean and deviation of {seeds} seeds:")]
-    parts += ["", f"Trained on lengths {trained['shortest']} to {trained['longest']}."]
+    one = trained["shortest"] == trained["longest"]
+    said = f"length {trained['longest']}" if one else f"lengths {trained['shortest']} to {trained['longest']}"
+    parts += ["", f"Trained on {said}."]
     parts += [f"{row['mixer']}, equal {row['held']}: {line}" for row in results["rows"] for line in row["failed"]]
     return "\n".join(parts)
 
@@ -54,24 +56,30 @@ def draw(results: Mapping[str, Any], out: Path) -> list[Path]:
     figure = Figure(figsize=(10.4, 0.4 + 3.7 * len(conditions)), dpi=150, layout="constrained")
     grid = figure.subplots(len(conditions), 2, sharey=True, squeeze=False)
     names = list(dict.fromkeys(row["mixer"] for row in results["rows"]))
-    colours = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(names)}
+    colours = dict(zip(names, many_colours(len(names)), strict=True))
     trained = results["config"]["lengths"]
     for (held, rows), (by_length, by_level) in zip(conditions.items(), grid, strict=True):
         lengths = [row["length"] for row in _any(rows)]
-        by_length.axvspan(trained["shortest"], trained["longest"], color="#eef2f7", zorder=0, label="trained lengths")
         constant = [length["baseline"]["mean"] for length in _any(rows)]
-        by_length.plot(lengths, constant, color="#6b7280", linestyle="--", label="best constant answer")
-        by_length.set_xscale("log", base=2)
-        by_length.set_xticks(lengths, [str(length) for length in lengths])
-        by_length.set_xlabel("length")
         by_length.set_ylabel("share that is right")
+        if len(lengths) == 1:
+            _bars(by_length, rows, constant[0], colours)
+        else:
+            by_length.axvspan(
+                trained["shortest"], trained["longest"], color="#eef2f7", zorder=0, label="trained lengths"
+            )
+            by_length.plot(lengths, constant, color="#6b7280", linestyle="--", label="best constant answer")
+            by_length.set_xscale("log", base=2)
+            by_length.set_xticks(lengths, [str(length) for length in lengths])
+            by_length.set_xlabel("length")
         by_length.set_title(_title(held), fontsize=10)
         nearest = _longest_trained(_any(rows), trained["longest"])
         levels = level_names([_any(rows)[nearest]])
         for row in rows:
             if row["lengths"]:
                 style = colours[row["mixer"]], row["mixer"]
-                _curve(by_length, lengths, [length["accuracy"] for length in row["lengths"]], *style)
+                if len(lengths) > 1:
+                    _curve(by_length, lengths, [length["accuracy"] for length in row["lengths"]], *style)
                 _curve(by_level, range(len(levels)), row["lengths"][nearest]["levels"], *style)
         by_level.set_xticks(range(len(levels)), list(levels.values()), fontsize=8)
         by_level.set_xlabel(f"{results['difficulty']} (length {lengths[nearest]})")
@@ -80,6 +88,16 @@ def draw(results: Mapping[str, Any], out: Path) -> list[Path]:
     figure.suptitle(describe(results["config"]["task"], "task"), fontsize=10)
     figure.savefig(out / "accuracy.png")
     return [out / "accuracy.png"]
+
+
+def _bars(axes: Any, rows: Sequence[Mapping[str, Any]], constant: float, colours: Mapping[str, str]) -> None:
+    """A bar a mixer, the best first: where there is one length only."""
+    found = [(row["mixer"], row["lengths"][0]["accuracy"]) for row in rows if row["lengths"]]
+    found.sort(key=lambda pair: -pair[1]["mean"])
+    for place, (name, spread) in enumerate(found):
+        axes.bar(place, spread["mean"], yerr=spread["deviation"], color=colours[name], width=0.7, capsize=3)
+    axes.axhline(constant, color="#6b7280", linestyle="--", label="best constant answer")
+    axes.set_xticks(range(len(found)), [name for name, _ in found], rotation=30, ha="right", fontsize=8)
 
 
 def _curve(axes: Any, places: Sequence[int], spreads: Sequence[Mapping[str, float]], colour: str, name: str) -> None:
