@@ -109,7 +109,7 @@ def run(quick: bool, seed: int) -> list[Finding]:
     findings.append(growth((64, 256) if quick else (1_024, 16_384), 1 if quick else 9))
     corpus = load_corpus("stdlib")
     parts = (text(corpus.train), text(corpus.validation))
-    steps, seeds = (2, 1) if quick else (400, 1)
+    steps, seeds = (2, 1) if quick else (300, 1)
     found = {name: [train(layer, parts, steps, seed + turn) for turn in range(seeds)] for name, layer in MODELS.items()}
     means = {name: statistics.mean(loss for loss, _, _ in runs) for name, runs in found.items()}
     for name, runs in found.items():
