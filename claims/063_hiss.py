@@ -5,7 +5,7 @@ A hidden drift moves a little from chunk to chunk (chunks of 10 readings). A rea
 not, under an oscillation and noise; whether the oscillation of the chunk is slow or fast tells about the sign. The
 drift is to be told at every chunk's last reading; it has variance 1, so that always saying 0 gives an error of 1. The
 task is made of two levels, as the paper's sensors are said to be. Flat models have two layers, the hierarchy one of
-the same kind at each level.
+the same kind at each level. Errors count as less where they are so by 5 %.
 """
 
 import math
@@ -25,6 +25,7 @@ SOURCE = "2402.10211"
 CHUNK, CHUNKS = 10, 24
 KEPT = 0.95  # of the drift, from chunk to chunk
 NOISE = 0.7
+CLEAR = 0.95  # of an error: what is less than that is told apart from chance
 MIXERS = ("s4d", "mamba", "lstm")
 
 
@@ -79,7 +80,7 @@ def train(name: str, hierarchical: bool, *, steps: int, seed: int, dim: int = 32
 
 def run(quick: bool, seed: int) -> list[Finding]:
     """Flat models and hierarchies of each kind of layer."""
-    steps, seeds = (2, 1) if quick else (300, 1)
+    steps, seeds = (2, 1) if quick else (300, 2)
     means, findings = {}, []
     for name in MIXERS:
         flat, levels = (
@@ -92,12 +93,12 @@ def run(quick: bool, seed: int) -> list[Finding]:
             for found in (flat, levels)
         ]
         what = f"{name}, flat, and in two levels: mean squared error of each seed"
-        less = means[name][1] < means[name][0]
+        less = means[name][1] < CLEAR * means[name][0]
         judged = not quick and min(means[name]) < 0.8
         findings.append(Finding(what, "less in levels", "; ".join(told), less if judged else None))
     best_flat, best_levels = (min(means, key=lambda name: means[name][at]) for at in (0, 1))
     ratio = 1 - means[best_levels][1] / means[best_flat][0]
     what = f"best hierarchy ({best_levels}) against best flat model ({best_flat})"
-    holds = None if quick or means[best_levels][1] > 0.8 else ratio > 0
+    holds = None if quick or means[best_levels][1] > 0.8 else ratio > 1 - CLEAR
     findings.append(Finding(what, "at least 23 % less error", f"{100 * ratio:.0f} % less", holds))
     return findings
