@@ -15,7 +15,7 @@ from seriatim.objectives.next_token import next_token
 from seriatim.tasks.base import Task
 from seriatim.train.accuracy import accuracy
 
-__all__ = ["answers", "by_level", "parameters", "rate_of", "spread", "trained"]
+__all__ = ["answers", "by_level", "optimise", "parameters", "rate_of", "spread", "trained"]
 
 WARMUP = 0.1  # of the steps
 
@@ -34,23 +34,35 @@ def trained(
     objective: Callable[[LanguageModel, Any], tuple[Tensor, Any]] = next_token,
     **options: Any,
 ) -> LanguageModel:
-    """A language model after some steps of AdamW: the rate rises over a tenth of them, then falls as a cosine.
+    """A language model that was trained on a task (`optimise`).
 
     objective: gives the loss, first of two, of a model and a batch.
     options: of the model.
     """
     torch.manual_seed(seed)
     model = LanguageModel(task.vocab_size, dim=dim, layers=list(layers), **options)
+    batches = TaskBatches(task, batch, *lengths, seed)
+    optimise(model, lambda: objective(model, next(batches))[0], steps=steps, rate=rate, decay=decay)
+    return model
+
+
+def optimise(
+    model: nn.Module, loss: Callable[[], Tensor], *, steps: int, rate: float = 3e-3, decay: float = 0.1
+) -> None:
+    """Some steps of AdamW: the rate rises over a tenth of them, then falls as a cosine.
+
+    loss: of the next batch.
+    """
     optimiser = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate_of(step, steps))
-    for _, batch_of_task in zip(range(steps), TaskBatches(task, batch, *lengths, seed), strict=False):
-        loss, _ = objective(model, batch_of_task)
+    for _ in range(steps):
+        found = loss()
         optimiser.zero_grad()
-        loss.backward()
+        found.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         schedule.step()
-    return model.eval()
+    model.eval()
 
 
 def answers(model: nn.Module, task: Task, length: int, sequences: int = 128, seed: int = 0) -> float:
