@@ -17,7 +17,8 @@ class Case:
         return "-".join([self.name, *given])
 
 
-NO_PROMPT = {"parameters_have_gradients": "two weights read prompts only, of which a state must tell; tests of its own"}
+NO_PROMPT = {"parameters_have_gradients": "some weights work in prompts only, of which a state must tell; own tests"}
+GLA, HALF_SSM = {"mixer": "gla", "heads": 2}, {"mixer": "gated_ssm", "state_size": 10}
 LAYERS = [{"mixer": "gla", "heads": 2}, {"mixer": "window", "heads": 2, "size": 9}]
 
 CASES = [
@@ -52,6 +53,8 @@ CASES = [
     Case("prefix_linear", dim=16, heads=2, feature_dim=4, skip=NO_PROMPT),
     Case("s4d", dim=8, state_size=6),
     Case("s4d", dim=8, state_size=6, init="legs", discretization="bilinear", rate=2.0),
+    Case("gated_ssm", dim=16),
+    Case("gated_ssm", dim=8, state_size=6),
     Case("mamba", dim=16),
     Case("mixture_of_memories", dim=16, heads=2),
     Case("mixture_of_memories", dim=16, heads=2, memories=3, active=1, shared=False, rule="gla"),
@@ -63,6 +66,8 @@ CASES = [
     Case("window", dim=16, heads=2, size=9),
     Case("bidirectional", dim=16, inner={"mixer": "gla", "heads": 2}),
     Case("bidirectional", dim=16, inner={"mixer": "window", "heads": 2, "size": 9}, combine="concat", tied=True),
+    Case("prefix_bidirectional", dim=16, inner=HALF_SSM, skip=NO_PROMPT),
+    Case("prefix_bidirectional", dim=16, inner=GLA, skip=NO_PROMPT),
     Case("stack", dim=16, layers=LAYERS),
     Case("hierarchical_ssm", dim=8, low=["s4d"], high=["gla"], chunk=4),
     Case("hierarchical_ssm", dim=8, low=["gru"], high=["s4d", "gru"], chunk=3, feed_forward="gelu"),

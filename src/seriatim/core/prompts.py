@@ -30,7 +30,9 @@ def expect_prompt(state: State, lengths: Tensor | int) -> State:
         raise SeriatimError(f"lengths is {lengths!r}; it must be a whole number from 0, or one a row")
     marked, found = _marked(state, lengths)
     if not found:
-        raise SeriatimError("state has no part that asks for a prompt, as that of a prefix_linear layer does")
+        raise SeriatimError(
+            "state has no part that asks for a prompt, as that of a prefix_linear or prefix_bidirectional layer does"
+        )
     return marked
 
 
