@@ -1,6 +1,7 @@
 """Birdie's reward, its model and its choice, on rewards made by hand."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -81,20 +82,30 @@ def test_its_seed_leaves_torchs_own_alone():
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_parametrisations_of_a_kind_count_as_one():
-    """Two ways of copying that pay are worth one of infilling that pays."""
+def test_it_takes_the_mean_of_the_best_by_kind(monkeypatch):
+    """Two ways of copying share the worth of their kind: together they are worth less than infilling here."""
     curriculum = Curriculum([Copying(length=8), Copying(length=4), Infilling(length=8)], **SMALL)
-    curriculum.now = torch.ones(3)
-    curriculum.model.candidates = lambda losses, actions, now, proposed: torch.stack(
-        [proposed[:, 0], proposed[:, 1], 1.01 * proposed[:, 2]], 1
-    )
-    assert curriculum._choose(torch.ones(3))[2] > 0.7
+    worth = torch.tensor([1.5, 1.5, 1.0])
+    monkeypatch.setattr(curriculum.model, "candidates", lambda losses, actions, now, proposed: proposed * worth)
     proposed = torch.rand(256, 3, generator=torch.Generator().manual_seed(0))
     proposed = proposed / proposed.sum(1, keepdim=True)
-    best = (proposed * torch.tensor([0.5, 0.5, 1.01])).sum(1).topk(8).indices
-    fresh = Curriculum(curriculum.objectives, **SMALL)
-    fresh.model.candidates = curriculum.model.candidates
-    assert torch.equal(fresh._choose(torch.ones(3)), proposed[best].mean(0))
+    best = (proposed * torch.tensor([0.75, 0.75, 1.0])).sum(1).topk(8).indices
+    weights = curriculum._choose(torch.ones(3))
+    assert torch.allclose(weights, proposed[best].mean(0))
+    assert weights[2] > 0.7
+
+
+def test_it_remembers_losses_before_and_rewards_after():
+    curriculum = Curriculum(THREE, **SMALL)
+    measured = [torch.tensor([4.0, 3.0, 2.0]) - 0.2 * step for step in range(5)]
+    taken = []
+    for step, losses in enumerate(measured, 1):
+        taken.append(curriculum.weights)
+        curriculum.observe(step, losses)
+    assert torch.equal(curriculum.losses, torch.stack(measured[:-1]))
+    assert torch.equal(curriculum.actions, torch.stack(taken[1:]))
+    rewards = [reward(old, new) for old, new in pairwise(measured)]
+    assert torch.equal(curriculum.rewards, torch.stack(rewards))
 
 
 def test_when_it_is_due():

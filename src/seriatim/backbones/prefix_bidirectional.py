@@ -60,15 +60,12 @@ class PrefixBidirectional(Mixer):
         self, x: Tensor, state: PrefixBidirectionalState, reset: Tensor | None, lengths: Tensor | None
     ) -> tuple[Tensor, PrefixBidirectionalState]:
         past, inner = self.forwards(x, state.inner, reset=reset, lengths=lengths)
-        prompt = state.prompt
+        prompt, real = state.prompt, x.size(1) if lengths is None else lengths
         if reset is not None:
-            before_reset = (ragged.segments(reset) == 0).sum(1)
-            prompt = torch.minimum(prompt, before_reset)
-        here = prompt.clamp(max=x.size(1)) if lengths is None else torch.minimum(prompt, lengths)
-        alone = ~ragged.real_tokens(here, x.size(1))
+            prompt = torch.minimum(prompt, (ragged.segments(reset) == 0).sum(1))
+        alone = ~ragged.real_tokens(prompt.clamp(max=real), x.size(1))
         future, _ = self.backwards(reverse(x, alone), reset=alone)
-        left = (prompt - (x.size(1) if lengths is None else lengths)).clamp(min=0)
-        left = left if reset is None else left.masked_fill(reset.any(1), 0)
+        left = (prompt - real).clamp(min=0)
         return past + reverse(future, alone), PrefixBidirectionalState(left, inner)
 
 
