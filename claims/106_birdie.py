@@ -2,8 +2,9 @@
 model learns to look up numbers in a phone book where one trained on the next token does not.
 
 Small: two layers of Mamba, pretrained on Python source in windows of 32 bytes and then taught phone books of up to four
-entries, in equally many steps. In the first layer of one model half of the state reads the prompt backwards. The reward
-model has 2 layers of 64 features.
+entries, all in equally many steps. In the first layer of one model half of the state reads the prompt backwards. The
+reward model has 2 layers of 64 features. Tried before: 700 steps of pretraining, then 400 with 32 books a step, of 40
+names; none of the models learned to look up (0.61, 0.61 and 0.62 of the digits, as of any entry's number).
 """
 
 import math
@@ -28,9 +29,9 @@ from seriatim.objectives.birdie.special import SpecialTokens
 from seriatim.tasks.phone_book import PhoneBook
 
 SOURCE = "2411.01030"
-PRETRAINING, TEACHING, QUICK = 700, 400, 12  # steps
-WINDOW, BATCH, DIM, RATE = 32, 32, 64, 3e-3
-BOOK = PhoneBook(entries=4, digits=2, names=40)
+PRETRAINING, TEACHING, QUICK = 500, 500, 12  # steps
+WINDOW, BATCH, BOOKS, DIM, RATE = 32, 32, 128, 64, 3e-3
+BOOK = PhoneBook(entries=4, digits=2, names=8)
 LENGTH = 15  # of the longest book with its question
 CHARACTER = 48  # a token of the task as a byte: digits are digits, names are letters and signs
 LEARNT = 0.05  # above the digits of any entry, a model looks up
@@ -76,7 +77,7 @@ def outcome(layers: list[Spec], objectives: Sequence[denoising.Denoising], quick
 
     train(model, denoised, QUICK if quick else PRETRAINING)
     bits = objective_losses(model, held_out, NEXT_TOKEN, special).item() / math.log(2)
-    books = TaskBatches(BOOK, BATCH, LENGTH, LENGTH, seed)
+    books = TaskBatches(BOOK, BOOKS, LENGTH, LENGTH, seed)
     train(model, lambda step: question(next(books)), QUICK if quick else TEACHING)
     test = question(BOOK.sample(1024, LENGTH, generator(seed, 1)))
     return Outcome(bits, answered(model, test), curriculum.weights.tolist())

@@ -114,6 +114,7 @@ class Curriculum:
         if step >= self.control and len(self.rewards):
             self.weights = self._choose(losses)
 
+    @torch.enable_grad()
     def _learn(self) -> None:
         for iteration in range(self.iterations):
             height = 1 - abs(2 * iteration / self.iterations - 1)
