@@ -20,7 +20,8 @@ class Case:
         return "-".join([self.name, *given])
 
 
-NO_PROMPT = {"parameters_have_gradients": "two weights read prompts only, of which a state must tell; tests of its own"}
+NO_PROMPT = {"parameters_have_gradients": "some weights work in prompts only, of which a state must tell; own tests"}
+GLA, HALF_SSM = {"mixer": "gla", "heads": 2}, {"mixer": "gated_ssm", "state_size": 10}
 LAYERS = [{"mixer": "gla", "heads": 2}, {"mixer": "window", "heads": 2, "size": 9}]
 BATCH_NORM = {"rows_independent": "holds in evaluation; in training batch norm takes means over all rows, by design"}
 SURROGATE = "a spike is a step, whose gradient is a sigmoid's by design; tests of its own"
@@ -94,6 +95,8 @@ CASES = [
     Case("rg_lru", dim=8, heads=3, width=12, conv_size=1),
     Case("lmu", dim=8, window=20.0),
     Case("lmu", dim=6, order=5, window=9.5, memories=3, signal_activation="identity", activation="tanh"),
+    Case("gated_ssm", dim=16),
+    Case("gated_ssm", dim=8, state_size=6),
     Case("mamba", dim=16),
     Case("mixture_of_memories", dim=16, heads=2),
     Case("mixture_of_memories", dim=16, heads=2, memories=3, active=1, shared=False, rule="gla"),
@@ -124,6 +127,8 @@ CASES = [
         width=2,
     ),
     Case(FRAMES, inner=CONV_LSTM, height=3, width=2),
+    Case("prefix_bidirectional", dim=16, inner=HALF_SSM, skip=NO_PROMPT),
+    Case("prefix_bidirectional", dim=16, inner=GLA, skip=NO_PROMPT),
     Case("stack", dim=16, layers=LAYERS),
     Case("hierarchical_ssm", dim=8, low=["s4d"], high=["gla"], chunk=4),
     Case("hierarchical_ssm", dim=8, low=["gru"], high=["s4d", "gru"], chunk=3, feed_forward="gelu"),

@@ -11,7 +11,7 @@ from seriatim.core.errors import SeriatimError, check_one_of, check_size
 from seriatim.core.mixer import Mixer
 from seriatim.core.state import State
 
-__all__ = ["Bidirectional", "reverse"]
+__all__ = ["Bidirectional", "build_inner", "reverse"]
 
 
 class Bidirectional(Mixer):
@@ -38,18 +38,9 @@ class Bidirectional(Mixer):
         check_size(dim=dim)
         check_one_of("combine", combine, ("sum", "concat"))
         self.dim, self.inner, self.combine, self.tied = dim, inner, combine, tied
-        self.forwards = self._build()
-        self.backwards = None if tied else self._build()
+        self.forwards = build_inner(inner, dim)
+        self.backwards = None if tied else build_inner(inner, dim)
         self.out = nn.Linear(2 * dim, dim, bias=False) if combine == "concat" else None
-
-    def _build(self) -> Mixer:
-        try:
-            mixer = build(self.inner, dim=self.dim)
-        except SeriatimError as error:
-            raise SeriatimError(f"inner: {error}") from error
-        if not isinstance(mixer, Mixer) or mixer.reads_tokens or not mixer.causal or mixer.dim != self.dim:
-            raise SeriatimError(f"inner is a {type(mixer).__name__}; it must be a causal mixer of {self.dim} features")
-        return mixer
 
     def init_state(self, batch: int) -> State:
         return ()
@@ -60,6 +51,17 @@ class Bidirectional(Mixer):
         future, _ = backwards(reverse(x, reset, lengths), reset=reset, lengths=lengths)
         future = reverse(future, reset, lengths)
         return (past + future if self.out is None else self.out(torch.cat([past, future], -1))), ()
+
+
+def build_inner(inner: Spec, dim: int) -> Mixer:
+    """The causal mixer that `inner` describes. Raises SeriatimError where it is none, or not of `dim` features."""
+    try:
+        mixer = build(inner, dim=dim)
+    except SeriatimError as error:
+        raise SeriatimError(f"inner: {error}") from error
+    if not isinstance(mixer, Mixer) or mixer.reads_tokens or not mixer.causal or mixer.dim != dim:
+        raise SeriatimError(f"inner is a {type(mixer).__name__}; it must be a causal mixer of {dim} features")
+    return mixer
 
 
 def reverse(x: Tensor, reset: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:

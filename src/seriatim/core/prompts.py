@@ -5,7 +5,7 @@ from torch import Tensor
 from seriatim.core.errors import SeriatimError
 from seriatim.core.state import State, batch_size
 
-__all__ = ["expect_prompt"]
+__all__ = ["asks_for_prompt", "expect_prompt"]
 
 
 def expect_prompt(state: State, lengths: Tensor | int) -> State:
@@ -30,8 +30,13 @@ def expect_prompt(state: State, lengths: Tensor | int) -> State:
         raise SeriatimError(f"lengths is {lengths!r}; it must be a whole number from 0, or one a row")
     marked, found = _marked(state, lengths)
     if not found:
-        raise SeriatimError("state has no part that asks for a prompt, as that of a prefix_linear layer does")
+        raise SeriatimError("state has no part that asks for a prompt; prefix_linear and prefix_bidirectional have one")
     return marked
+
+
+def asks_for_prompt(state: State) -> bool:
+    """Whether `expect_prompt` finds a part of the state to tell."""
+    return _marked(state, 0)[1]
 
 
 def _marked(state: State, lengths: Tensor | int) -> tuple[State, bool]:

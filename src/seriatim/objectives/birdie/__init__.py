@@ -1,0 +1,1 @@
+"""Birdie: a mixture of denoising objectives, and what chooses how often each is trained."""
