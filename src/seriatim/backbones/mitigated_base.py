@@ -87,9 +87,10 @@ def mitigate(model: Any, mitigation: Spec) -> Any:
         copy = build({**described, "layers": layers})
         prefix = re.compile(rf"(.*blocks\.({'|'.join(map(str, found))})\.mixer\.)")
         renamed = {prefix.sub(r"\1mamba.", key): value for key, value in model.state_dict().items()}
-    copy.load_state_dict(renamed)
     parameter = next(model.parameters())
-    return copy.to(device=parameter.device, dtype=parameter.dtype).train(model.training)
+    copy = copy.to(device=parameter.device, dtype=parameter.dtype)
+    copy.load_state_dict(renamed)
+    return copy.train(model.training)
 
 
 def _is_mamba2(layer: Spec) -> bool:
