@@ -31,6 +31,7 @@ SPIKES = {
     **dict.fromkeys(["gradcheck_input", "gradcheck_state", "gradcheck_parameters"], SURROGATE),
     **dict.fromkeys(["bf16_drift_short", "bf16_drift_long", "autocast_drift"], ROUNDED),
 }
+MAMBA2 = {"mixer": "mamba2", "state_size": 5, "head_dim": 4, "groups": 2}
 FRAMES = "seriatim.vision.frames:FlatFrames"
 CONV_S5 = {"mixer": "seriatim.vision.conv_s5:ConvS5", "channels": 2, "state_size": 4}
 CONV_LSTM = {"mixer": "seriatim.vision.conv_lstm:ConvLSTM", "channels": 2}
@@ -117,6 +118,9 @@ CASES = [
     Case("window", dim=16, heads=2, size=9),
     Case("bidirectional", dim=16, inner={"mixer": "gla", "heads": 2}),
     Case("bidirectional", dim=16, inner={"mixer": "window", "heads": 2, "size": 9}, combine="concat", tied=True),
+    Case("forgetful_mamba2", dim=8, inner=MAMBA2, retain=0.9, insert=0.7),
+    Case("normalized_state", dim=8, inner=MAMBA2, limit=0.02),
+    Case("state_window", dim=8, inner=MAMBA2, size=5),
     Case("lmuformer", dim=10, layers=2, window=9.0, convs=1, expansion=2, reads=True, skip=BATCH_NORM),
     Case("spiking_lmuformer", dim=4, window=9.0, convs=2, expansion=2, reads=True, skip=SPIKES),
     Case(FRAMES, inner={**CONV_S5, "blocks": 2, "groups": 2}, height=3, width=2),

@@ -13,7 +13,15 @@ from seriatim.core.mixer import Mixer, state_dtype
 from seriatim.nn.pointwise import silu
 from seriatim.nn.short_conv import ShortConv
 
-__all__ = ["EIGENVALUES", "DualState", "SelectiveInputs", "SelectiveMixer", "SelectiveState", "dual_scan"]
+__all__ = [
+    "EIGENVALUES",
+    "DualInputs",
+    "DualState",
+    "SelectiveInputs",
+    "SelectiveMixer",
+    "SelectiveState",
+    "dual_scan",
+]
 
 EIGENVALUES = ("positive", "signed")
 
@@ -95,6 +103,15 @@ class SelectiveMixer(Mixer):
         ]
         ys, states = zip(*found, strict=True)
         return torch.cat(ys, -1), torch.cat(states, 1)
+
+
+class DualInputs(NamedTuple):
+    """What enters systems whose A is one number a head (`dual_scan`)."""
+
+    u: Tensor  # (B, T, H, P)
+    step: Tensor  # (B, T, H)
+    B: Tensor  # (B, T, G, N)
+    C: Tensor  # (B, T, G, N)
 
 
 class DualState(NamedTuple):

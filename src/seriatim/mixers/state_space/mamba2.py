@@ -1,6 +1,7 @@
 """Mamba-2."""
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from seriatim.core import ragged
 from seriatim.core.errors import SeriatimError, check_divisible, check_positive, check_size
 from seriatim.core.linear import linear_in
 from seriatim.core.mixer import Mixer
-from seriatim.mixers.state_space.base import DualState, dual_scan
+from seriatim.mixers.state_space.base import DualInputs, DualState, dual_scan
 from seriatim.nn.decay import HeadDecay
 from seriatim.nn.norms import GatedRMSNorm
 from seriatim.nn.pointwise import silu
@@ -88,23 +89,38 @@ class Mamba2(Mixer):
     def mix(
         self, x: Tensor, state: DualState, reset: Tensor | None, lengths: Tensor | None
     ) -> tuple[Tensor, DualState]:
+        inputs, gate, tail = self.project(x, state.tail, reset, lengths)
+        y, system = self._scan(*inputs, state.system, reset)
+        return self.readout(y, gate), DualState(tail, system)
+
+    def project(
+        self, x: Tensor, tail: Tensor, reset: Tensor | None, lengths: Tensor | None
+    ) -> tuple[DualInputs, Tensor, Tensor]:
+        """What enters the systems, the gate (B, T, E) and the convolution's last inputs. Padding has steps of 0."""
         gate, channels = self.in_proj(x).split([self.inner, self.conv.dim], -1)
-        channels, tail = self.conv(channels, state.tail, reset, lengths)
+        channels, tail = self.conv(channels, tail, reset, lengths)
         u, B, C = silu(channels).split([self.inner, self.ports, self.ports], -1)
         u = u.unflatten(-1, (self.heads, self.width))
         B, C = (port.unflatten(-1, (self.groups, self.state_size)) for port in (B, C))
         step = self.decay.steps(x)
         if lengths is not None:  # a step of length 0 changes nothing
             step = ragged.mask(step, ragged.real_tokens(lengths, x.size(1)))
-        y, system = self._scan(u, step, B, C, state.system, reset)
-        return self.out_proj(self.norm(y.flatten(-2), gate)), DualState(tail, system)
+        return DualInputs(u, step, B, C), gate, tail
+
+    def skip(self, y: Tensor, u: Tensor) -> Tensor:
+        """y + D u."""
+        return torch.addcmul(y, u, self.D.to(u.dtype).unsqueeze(-1))
+
+    def readout(self, y: Tensor, gate: Tensor) -> Tensor:
+        """The output (B, T, dim) from that of the systems, y (B, T, H, P)."""
+        return self.out_proj(self.norm(y.flatten(-2), gate))
 
     @linear_in("u")
     def _scan(
         self, u: Tensor, step: Tensor, B: Tensor, C: Tensor, state: Tensor, reset: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         y, state = dual_scan(u, step, self.decay.log_decay(step), B, C, state, reset)
-        return torch.addcmul(y, u, self.D.to(u.dtype).unsqueeze(-1)), state
+        return self.skip(y, u), state
 
 
 def _check_steps(step_min: float, step_max: float | None) -> None:
@@ -117,29 +133,47 @@ def _check_steps(step_min: float, step_max: float | None) -> None:
 
 
 def reference(m: Mamba2, x: Tensor) -> Tensor:
-    """The paper's equations, one sequence, token and head at a time."""
+    """The paper's equations, one sequence, head and token at a time."""
+    return reference_with(m, x, recurrence)
+
+
+def recurrence(decays: Tensor, writes: Tensor) -> list[Tensor]:
+    """A head's states from its decays (T,) and what is written, (T, N, P)."""
+    h, states = torch.zeros_like(writes[0]), []
+    for decay, write in zip(decays, writes, strict=True):
+        h = decay * h + write
+        states.append(h)
+    return states
+
+
+def reference_with(m: Mamba2, x: Tensor, states: Callable[[Tensor, Tensor], Sequence[Tensor]]) -> Tensor:
+    """The same where a head's states come of its decays and of what is written in another way than `recurrence`."""
     in_bias, out_bias = m.in_proj.bias, m.out_proj.bias
     A, rows = -torch.exp(m.decay.A_log), []
     norms = m.norm.groups
     for sequence in x:
-        h, out = [x.new_zeros(m.state_size, m.width) for _ in range(m.heads)], []
+        gates, mixed, steps, out = [], [], [], []
         recent = [x.new_zeros(m.conv.dim) for _ in range(m.conv.size)]
         for token in sequence:
             projected = m.in_proj.weight @ token + (0 if in_bias is None else in_bias)
-            z, recent = projected[: m.inner], [*recent[1:], projected[m.inner :]]
-            mixed = (m.conv.weight * torch.stack(recent, 1)).sum(1)
-            mixed = mixed if m.conv.bias is None else mixed + m.conv.bias
-            mixed = mixed * torch.sigmoid(mixed)
+            gate, recent = projected[: m.inner], [*recent[1:], projected[m.inner :]]
+            channels = (m.conv.weight * torch.stack(recent, 1)).sum(1)
+            channels = channels if m.conv.bias is None else channels + m.conv.bias
+            gates.append(gate)
+            mixed.append(channels * torch.sigmoid(channels))
             step = torch.log1p(torch.exp(m.decay.step.weight @ token + m.decay.step_bias))
-            o = []
-            for head in range(m.heads):
-                group = head * m.groups // m.heads
-                u = mixed[head * m.width : (head + 1) * m.width]
-                B = mixed[m.inner + group * m.state_size :][: m.state_size]
-                C = mixed[m.inner + m.ports + group * m.state_size :][: m.state_size]
-                delta = min(max(step[head], x.new_tensor(m.step_min)), x.new_tensor(m.step_max or math.inf))
-                h[head] = torch.exp(delta * A[head]) * h[head] + delta * torch.outer(B, u)
-                o.append(h[head].T @ C + m.D[head] * u)
+            steps.append(step.clamp(m.step_min, m.step_max))
+        heads = []
+        for head in range(m.heads):
+            group = head * m.groups // m.heads
+            u = [each[head * m.width : (head + 1) * m.width] for each in mixed]
+            B = [each[m.inner + group * m.state_size :][: m.state_size] for each in mixed]
+            C = [each[m.inner + m.ports + group * m.state_size :][: m.state_size] for each in mixed]
+            delta = [step[head] for step in steps]
+            decays = torch.stack([torch.exp(each * A[head]) for each in delta])
+            writes = torch.stack([d * torch.outer(b, v) for d, b, v in zip(delta, B, u, strict=True)])
+            heads.append([h.T @ c + m.D[head] * v for h, c, v in zip(states(decays, writes), C, u, strict=True)])
+        for z, *o in zip(gates, *heads, strict=True):
             y, opening = torch.cat(o), z * torch.sigmoid(z)
             y = y if m.norm_before_gate else y * opening
             y = torch.cat([part / (part.square().mean() + 1e-5).sqrt() for part in y.chunk(norms)]) * m.norm.weight
