@@ -3,8 +3,9 @@ model learns to look up numbers in a phone book where one trained on the next to
 
 Small: two layers of Mamba, pretrained on Python source in windows of 32 bytes and then taught phone books of up to four
 entries, all in equally many steps. In the first layer of one model half of the state reads the prompt backwards. The
-reward model has 2 layers of 64 features. Tried before: 700 steps of pretraining, then 400 with 32 books a step, of 40
-names; none of the models learned to look up (0.61, 0.61 and 0.62 of the digits, as of any entry's number).
+reward model has 2 layers of 64 features. Tried before, in the same order of models: 700 steps of pretraining, then 400
+with 32 books a step, of 40 names: 0.61, 0.61 and 0.62 of the digits, as many as of any entry's number; 500 steps, then
+500 with 128 books, of 8 names: 0.63, 0.67 and 0.65.
 """
 
 import math
@@ -29,7 +30,7 @@ from seriatim.objectives.birdie.special import SpecialTokens
 from seriatim.tasks.phone_book import PhoneBook
 
 SOURCE = "2411.01030"
-PRETRAINING, TEACHING, QUICK = 500, 500, 12  # steps
+PRETRAINING, TEACHING, QUICK = 500, 800, 12  # steps
 WINDOW, BATCH, BOOKS, DIM, RATE = 32, 32, 128, 64, 3e-3
 BOOK = PhoneBook(entries=4, digits=2, names=8)
 LENGTH = 15  # of the longest book with its question
