@@ -3,7 +3,8 @@ anywhere among blanks and finds what followed a token before, in texts far longe
 one that treats all tokens alike (S4D) does not. A fused scan makes up for the convolution that it gives up.
 
 Two layers, each followed by a gated feed-forward layer; S4D is wider, because Mamba's blocks also hold gates and short
-convolutions. A guess among 8 symbols is right in 0.12 of all cases.
+convolutions. A guess among 8 symbols is right in 0.12 of all cases. Training is short, 1,500 steps, where the paper
+takes hundreds of thousands on 256 tokens and more: at the lengths of training both models find what followed.
 """
 
 import statistics
