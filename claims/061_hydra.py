@@ -8,7 +8,6 @@ features, or with the same weights for both directions. All models have about as
 
 import statistics
 import time
-from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 import seriatim as sq
 from seriatim.analysis.matrix import mixing_matrix, readings
 from seriatim.cli.claims.claim import Finding
-from seriatim.cli.claims.small import optimise, parameters
+from seriatim.cli.claims.small import optimise, parameters, seconds
 from seriatim.core.build import Spec
 from seriatim.data.corpus import Document, load_corpus
 from seriatim.models.language_model import LanguageModel
@@ -77,15 +76,6 @@ def matrix(length: int) -> list[Finding]:
         Finding(f"both scans against the matrix written out, {length} tokens", "equal", f"{error:.1e}", error < 1e-12),
         Finding("rank of the matrix's blocks off the diagonal, 4 numbers a channel", "at most 4", f"{rank}", rank <= 4),
     ]
-
-
-def seconds(work: Callable[[], object], repeats: int) -> float:
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
 
 
 @torch.no_grad()

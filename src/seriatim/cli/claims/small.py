@@ -2,6 +2,7 @@
 
 import math
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from seriatim.objectives.next_token import next_token
 from seriatim.tasks.base import Task
 from seriatim.train.accuracy import accuracy
 
-__all__ = ["answers", "by_level", "optimise", "parameters", "rate_of", "spread", "trained"]
+__all__ = ["answers", "by_level", "optimise", "parameters", "rate_of", "seconds", "spread", "trained"]
 
 WARMUP = 0.1  # of the steps
 
@@ -75,6 +76,16 @@ def by_level(model: nn.Module, task: Task, length: int, sequences: int = 128, se
     """The same for each difficulty of the task, by its least level."""
     (found,) = accuracy(model, task, [length], sequences, lambda length: generator(seed, 1, length))
     return {level["from"]: level["accuracy"] for level in found["levels"]}
+
+
+def seconds(work: Callable[[], object], repeats: int) -> float:
+    """The median time of some work, once it is warm."""
+    times = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
 
 
 def spread(values: Sequence[float]) -> str:
