@@ -127,10 +127,10 @@ def recalled(size: int, quick: bool, seed: int) -> tuple[int, str]:
     task = Passkey(digits=4)
     layer = {"mixer": "mamba2", "state_size": size, "head_dim": 16}
     model = trained(
-        task, [layer] * 2, dim=32, steps=3 if quick else 400, batch=32, lengths=(16, 96), rate=1e-2, decay=0.0,
+        task, [layer] * 2, dim=32, steps=3 if quick else 1200, batch=32, lengths=(16, 64), rate=5e-3, decay=0.0,
         seed=seed, feed_forward="none",
     )  # fmt: skip
-    lengths = (32, 64) if quick else (32, 64, 128, 256, 512, 1024)
+    lengths = (32, 64) if quick else (32, 64, 128, 256, 512, 1024, 2048)
     found = {length: answers(model, task, length, 64) for length in lengths}
     longest = 0
     for length, right in found.items():
@@ -146,7 +146,7 @@ def run(quick: bool, seed: int) -> list[Finding]:
     for size in SIZES:
         length, by_length = recalled(size, quick, seed)
         longest.append(length)
-        what = f"state {size} x 16 a head: longest text with a passkey recalled ({RIGHT:.0%}), trained to 96"
+        what = f"state {size} x 16 a head: longest text with a passkey recalled ({RIGHT:.0%}), trained to 64"
         findings.append(Finding(what, "", f"{length or 'none'}; right at length {by_length}", None))
     judged = not quick and max(longest) > 0
     rises = all(a < b for a, b in pairwise(longest))
