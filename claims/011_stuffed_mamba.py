@@ -4,8 +4,15 @@ carried state mends it. What a passkey is recalled over grows exponentially with
 
 Text is the source of Python's standard library, held-out files read from their first byte. How hard a byte is differs
 by place, so a loss far into a file is held against that of the same weights through a window as long as in training,
-at the same bytes: collapse is what the plain model loses to it. The window, the factor and the limit are chosen
-beforehand, not by the loss. Training with a carried state has the same windows, in order, and gradients within one.
+at the same bytes: collapse is what the plain model loses to it. Training with a carried state has the same windows, in
+order, and gradients within one; it learned less in as many steps, and is held against a window of its own. One seed.
+
+Collapse is slight here. Also tried, once, with the same layers but no weight decay and no warm-up: from 4,096 to 8,192
+plain 2.243, window of 32 2.148, of 64 2.161, forget more by 0.99 2.163, by 0.999 2.223, remember less by 0.7 2.212;
+trained with a carried state 2.238, through a window 2.399. So what was lost, and mended, there was five times as much;
+a head's norm grew as much (3.9 times, and 6.1 with the carried state, where it did no harm). The passkey model with
+the smallest state has learned nothing; the other two recall far beyond the 64 tokens they were trained on, and
+differ by less than one seed can tell. 16 x 16 after 1,500 steps: 1.00 right to 512, 0.86 at 1,024, 0.51 at 2,048.
 """
 
 import math
@@ -127,10 +134,10 @@ def recalled(size: int, quick: bool, seed: int) -> tuple[int, str]:
     task = Passkey(digits=4)
     layer = {"mixer": "mamba2", "state_size": size, "head_dim": 16}
     model = trained(
-        task, [layer] * 2, dim=32, steps=3 if quick else 400, batch=32, lengths=(16, 96), rate=1e-2, decay=0.0,
+        task, [layer] * 2, dim=32, steps=3 if quick else 1200, batch=32, lengths=(16, 64), rate=5e-3, decay=0.0,
         seed=seed, feed_forward="none",
     )  # fmt: skip
-    lengths = (32, 64) if quick else (32, 64, 128, 256, 512, 1024)
+    lengths = (32, 64) if quick else (32, 64, 128, 256, 512, 1024, 2048)
     found = {length: answers(model, task, length, 64) for length in lengths}
     longest = 0
     for length, right in found.items():
@@ -146,7 +153,7 @@ def run(quick: bool, seed: int) -> list[Finding]:
     for size in SIZES:
         length, by_length = recalled(size, quick, seed)
         longest.append(length)
-        what = f"state {size} x 16 a head: longest text with a passkey recalled ({RIGHT:.0%}), trained to 96"
+        what = f"state {size} x 16 a head: longest text with a passkey recalled ({RIGHT:.0%}), trained to 64"
         findings.append(Finding(what, "", f"{length or 'none'}; right at length {by_length}", None))
     judged = not quick and max(longest) > 0
     rises = all(a < b for a, b in pairwise(longest))

@@ -11,7 +11,7 @@ from seriatim.core.build import Spec
 from seriatim.core.errors import SeriatimError
 from seriatim.core.linear import linear_in
 from seriatim.mixers.state_space import mamba2
-from seriatim.mixers.state_space.base import DualInputs, dual_scan
+from seriatim.mixers.state_space.base import dual_scan
 
 __all__ = ["ForgetfulMamba2"]
 
@@ -43,27 +43,22 @@ class ForgetfulMamba2(MitigatedMamba2):
     def init_system(self, batch: int) -> Tensor:
         return self.mamba.init_state(batch).system
 
-    def scan(
-        self, inputs: DualInputs, system: Tensor, reset: Tensor | None, lengths: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        return self._scan(*inputs, system, reset, lengths)
-
     @linear_in("u")
-    def _scan(
+    def scan(
         self,
         u: Tensor,
         step: Tensor,
         B: Tensor,
         C: Tensor,
-        state: Tensor,
+        system: Tensor,
         reset: Tensor | None,
         lengths: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         log_decay = self.mamba.decay.log_decay(step) + math.log(self.retain)
         if lengths is not None:
             log_decay = ragged.mask(log_decay, ragged.real_tokens(lengths, u.size(1)))
-        y, state = dual_scan(u, self.insert * step, log_decay, B, C, state, reset)
-        return self.mamba.skip(y, u), state
+        y, system = dual_scan(u, self.insert * step, log_decay, B, C, system, reset)
+        return self.mamba.skip(y, u), system
 
 
 def reference(m: ForgetfulMamba2, x: Tensor) -> Tensor:

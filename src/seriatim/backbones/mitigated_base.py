@@ -11,7 +11,7 @@ from seriatim.core.build import Spec, build, resolve, spec
 from seriatim.core.errors import SeriatimError, check_size
 from seriatim.core.mixer import Mixer
 from seriatim.core.state import State
-from seriatim.mixers.state_space.base import DualInputs, DualState
+from seriatim.mixers.state_space.base import DualState
 from seriatim.mixers.state_space.mamba2 import Mamba2
 
 __all__ = ["MitigatedMamba2", "mitigate"]
@@ -44,7 +44,14 @@ class MitigatedMamba2(Mixer):
 
     @abstractmethod
     def scan(
-        self, inputs: DualInputs, system: State, reset: Tensor | None, lengths: Tensor | None
+        self,
+        u: Tensor,
+        step: Tensor,
+        B: Tensor,
+        C: Tensor,
+        system: State,
+        reset: Tensor | None,
+        lengths: Tensor | None,
     ) -> tuple[Tensor, State]:
         """The heads' outputs (B, T, H, P), D u included, and their states. Steps in the padding are 0."""
 
@@ -55,7 +62,7 @@ class MitigatedMamba2(Mixer):
         self, x: Tensor, state: DualState, reset: Tensor | None, lengths: Tensor | None
     ) -> tuple[Tensor, DualState]:
         inputs, gate, tail = self.mamba.project(x, state.tail, reset, lengths)
-        y, system = self.scan(inputs, state.system, reset, lengths)
+        y, system = self.scan(*inputs, state.system, reset, lengths)
         return self.mamba.readout(y, gate), DualState(tail, system)
 
 

@@ -8,7 +8,6 @@ from seriatim.core import ragged
 from seriatim.core.build import Spec
 from seriatim.core.errors import check_positive
 from seriatim.mixers.state_space import mamba2
-from seriatim.mixers.state_space.base import DualInputs
 
 __all__ = ["NormalizedState"]
 
@@ -40,9 +39,15 @@ class NormalizedState(MitigatedMamba2):
         return self.mamba.init_state(batch).system
 
     def scan(
-        self, inputs: DualInputs, system: Tensor, reset: Tensor | None, lengths: Tensor | None
+        self,
+        u: Tensor,
+        step: Tensor,
+        B: Tensor,
+        C: Tensor,
+        system: Tensor,
+        reset: Tensor | None,
+        lengths: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        u, step, B, C = inputs
         time, shared = u.size(1), self.mamba.heads // self.mamba.groups
         wide = system.dtype
         decay = self.mamba.decay.log_decay(step).exp().to(wide)
@@ -50,13 +55,11 @@ class NormalizedState(MitigatedMamba2):
             decay = ragged.mask(decay, ~reset)
         B, C = (port.to(wide).repeat_interleave(shared, 2) for port in (B, C))
         values = step.to(wide).unsqueeze(-1) * u.to(wide)
-        real = None if lengths is None else ragged.real_tokens(lengths, time)
         read = []
         for t in range(time):
             new = decay[:, t, :, None, None] * system + B[:, t].unsqueeze(-1) * values[:, t].unsqueeze(-2)
             norm = torch.linalg.vector_norm(new, dim=(-2, -1), keepdim=True)
-            new = new * (self.limit / norm.clamp(min=self.limit))
-            system = new if real is None else torch.where(real[:, t, None, None, None], new, system)
+            system = new * (self.limit / norm.clamp(min=self.limit))
             read.append((C[:, t].unsqueeze(-2) @ system).squeeze(-2))
         y = torch.stack(read, 1).to(u.dtype) if read else torch.zeros_like(u)
         return self.mamba.skip(y, u), system

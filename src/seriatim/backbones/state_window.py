@@ -12,7 +12,7 @@ from seriatim.core.build import Spec
 from seriatim.core.errors import check_size
 from seriatim.core.linear import linear_in
 from seriatim.mixers.state_space import mamba2
-from seriatim.mixers.state_space.base import DualInputs, dual_scan
+from seriatim.mixers.state_space.base import dual_scan
 
 __all__ = ["StateWindow", "WindowState"]
 
@@ -57,32 +57,27 @@ class StateWindow(MitigatedMamba2):
         step = self.new_state(batch, self.size, m.heads)
         return WindowState(system, system.clone(), u, step, self.new_state(batch, self.size, m.groups, m.state_size))
 
-    def scan(
-        self, inputs: DualInputs, system: WindowState, reset: Tensor | None, lengths: Tensor | None
-    ) -> tuple[Tensor, WindowState]:
-        return self._scan(*inputs, system, reset, lengths)
-
     @linear_in("u")
-    def _scan(
+    def scan(
         self,
         u: Tensor,
         step: Tensor,
         B: Tensor,
         C: Tensor,
-        state: WindowState,
+        system: WindowState,
         reset: Tensor | None,
         lengths: Tensor | None,
     ) -> tuple[Tensor, WindowState]:
         time, decay = u.size(1), self.mamba.decay
-        y, now = dual_scan(u, step, decay.log_decay(step), B, C, state.now, reset)
-        seen = [torch.cat([old.to(new.dtype), new], 1) for old, new in zip(state[2:], (u, step, B), strict=True)]
+        y, now = dual_scan(u, step, decay.log_decay(step), B, C, system.now, reset)
+        seen = [torch.cat([old.to(new.dtype), new], 1) for old, new in zip(system[2:], (u, step, B), strict=True)]
         late_u, late_step, late_B = (each[:, :time] for each in seen)  # each token r tokens later
         late_reset = None if reset is None else F.pad(reset, (self.size, 0))[:, :time]
         if lengths is not None:
             real = ragged.real_tokens(lengths, time)
             late_step = ragged.mask(late_step, real)
             late_reset = None if late_reset is None else late_reset & real
-        late, before = dual_scan(late_u, late_step, decay.log_decay(late_step), late_B, C, state.before, late_reset)
+        late, before = dual_scan(late_u, late_step, decay.log_decay(late_step), late_B, C, system.before, late_reset)
         faded = _window_sums(decay.log_decay(seen[1]), self.size)[:, 1:].exp()  # over the window that ends here
         if reset is not None:  # what stands before a reset is not in h_t
             faded = ragged.mask(faded, self._windows_with(reset)[:, 1:] == 0)
