@@ -68,7 +68,8 @@ def matrix(length: int) -> list[Finding]:
     x = torch.randn(1, length, 32, dtype=torch.float64)
     M = mixing_matrix(mixer, x).detach()
     (reading,) = readings(mixer, x)
-    error = (torch.einsum("bhts,bshp->bthp", M, reading.values) - reading.read).abs().max() / reading.read.abs().max()
+    difference = torch.einsum("bhts,bshp->bthp", M, reading.values) - reading.read
+    error = (difference.abs().max() / reading.read.abs().max()).item()
     cut = range(1, length)
     blocks = [part for t in cut for part in (M[0, :, t:, :t], M[0, :, :t, t:])]
     rank = max(int(torch.linalg.matrix_rank(block, rtol=1e-10).max()) for block in blocks)
