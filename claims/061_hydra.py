@@ -3,7 +3,8 @@ tokens better than two passes of a causal state space that are added.
 
 Text is the Python source of the standard library, in bytes; 15 % of them are replaced by a mask, and told from both
 sides. Hydra's layers stand against two Mamba-2 layers that are added, either with weights of their own and fewer inner
-features, or with the same weights for both directions. All models have about as many parameters.
+features, or with the same weights for both directions. All models have about as many parameters. There is one seed and
+300 steps: two hundredths of a nat, as between the first two, may be chance.
 """
 
 import statistics
@@ -68,7 +69,8 @@ def matrix(length: int) -> list[Finding]:
     x = torch.randn(1, length, 32, dtype=torch.float64)
     M = mixing_matrix(mixer, x).detach()
     (reading,) = readings(mixer, x)
-    error = (torch.einsum("bhts,bshp->bthp", M, reading.values) - reading.read).abs().max() / reading.read.abs().max()
+    difference = torch.einsum("bhts,bshp->bthp", M, reading.values) - reading.read
+    error = (difference.abs().max() / reading.read.abs().max()).item()
     cut = range(1, length)
     blocks = [part for t in cut for part in (M[0, :, t:, :t], M[0, :, :t, t:])]
     rank = max(int(torch.linalg.matrix_rank(block, rtol=1e-10).max()) for block in blocks)
