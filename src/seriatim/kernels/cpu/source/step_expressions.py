@@ -11,13 +11,14 @@ result and arguments.
 """
 
 from seriatim.kernels.cpu.source.simd import WIDTH
-from seriatim.kernels.cpu.source.step_codes import BOOL, DIRECT, FLOAT, HALF, INT, ONCE, SLOTS
+from seriatim.kernels.cpu.source.step_codes import BOOL, BYTE, DIRECT, FLOAT, HALF, INT, ONCE, SLOTS
 from seriatim.kernels.cpu.source.step_elementwise import apply
 from seriatim.kernels.cpu.source.step_memory import (
     copy_lanes,
     float_of_bits,
     lookup,
     read_bool,
+    read_byte,
     read_float,
     read_half,
     read_int,
@@ -60,9 +61,14 @@ def _read_floats(place, row, column, rows, columns, out):
 
 @routine
 def _read(kind, place, row, column, rows, columns, out):
-    """Brings rows of numbers into a register, one after another. Truth values and bfloat16 become float32."""
+    """Brings rows of numbers into a register, one after another. All but int64 become float32."""
     if kind == FLOAT:
         _read_floats(place, row, column, rows, columns, out)
+        return
+    if kind == BYTE:
+        for i in range(rows):
+            for j in range(columns):
+                write_float(out + 4 * (i * columns + j), read_byte(place + i * row + j * column))
         return
     for i in range(rows):
         for j in range(columns):

@@ -23,6 +23,7 @@ __all__ = [
     "float_of_bits",
     "lookup",
     "read_bool",
+    "read_byte",
     "read_float",
     "read_half",
     "read_int",
@@ -31,6 +32,7 @@ __all__ = [
     "store_everywhere",
     "word",
     "write_bool",
+    "write_byte",
     "write_float",
     "write_half",
     "write_int",
@@ -108,6 +110,14 @@ def _byte(builder, number):
     return builder.zext(builder.fcmp_unordered("!=", number, ir.Constant(_FLOAT, 0)), ir.IntType(8))
 
 
+def _signed(builder, byte):
+    return builder.sitofp(byte, _FLOAT)
+
+
+def _shortened(builder, number):
+    return builder.fptosi(number, ir.IntType(8))
+
+
 def _same(builder, number):
     return number
 
@@ -118,6 +128,8 @@ read_half = _reader(ir.IntType(16), types.float32, _widened)
 write_half = _writer(ir.IntType(16), types.float32, _narrowed)
 read_bool = _reader(ir.IntType(8), types.float32, _truth)
 write_bool = _writer(ir.IntType(8), types.float32, _byte)
+read_byte = _reader(ir.IntType(8), types.float32, _signed)
+write_byte = _writer(ir.IntType(8), types.float32, _shortened)
 
 
 @intrinsic
