@@ -11,7 +11,7 @@ from seriatim.kernels.cpu import guard
 from seriatim.ops import quantized_linear
 from seriatim.ops.quantized_linear import byte_linear, nibble_linear, pack_nibbles, reference, unpack_nibbles
 
-SIZES = [(1, 1, 1), (1, 9, 16), (3, 24, 64), (5, 17, 130), (1, 40, 200), (16, 8, 96), (4, 33, 33)]
+SIZES = [(1, 1, 1), (3, 9, 1), (1, 9, 16), (3, 24, 64), (5, 17, 130), (1, 40, 200), (16, 8, 96), (4, 33, 33)]
 
 
 class Product(Mixer):

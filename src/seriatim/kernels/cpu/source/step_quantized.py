@@ -52,7 +52,9 @@ class _Block:
 
     def __init__(self, builder, columns, rows, arguments):
         self.builder, self.columns, self.rows = builder, columns, rows
-        self.inner, self.group, a, a_row, b, b_row, self.c, self.c_row, self.s, self.s_row, self.q, self.q_row = arguments
+        self.inner, self.group, a, a_row, b, b_row, self.c, self.c_row, self.s, self.s_row, self.q, self.q_row = (
+            arguments
+        )
         self.a = [self.pointer(a, a_row, i, _FLOAT) for i in range(rows)]
         self.b = [self.pointer(b, b_row, j, _BYTE) for j in range(columns)]
         self.sums = self.zeros(_VECTOR)
@@ -141,9 +143,7 @@ def _integer(block):
                 builder.store(builder.call(dot, [builder.load(place), right, left[i]]), place)
     block.add_rest(builder.mul(dots, ir.Constant(_INDEX, _DOTTED)))
     shifts = [builder.mul(ir.Constant(_INT, 128), lane_sum(builder, builder.load(place))) for place in sums]
-    whole = {
-        (i, j): builder.sub(lane_sum(builder, builder.load(place)), shifts[i]) for (i, j), place in totals.items()
-    }
+    whole = {(i, j): builder.sub(lane_sum(builder, builder.load(place)), shifts[i]) for (i, j), place in totals.items()}
     block.finish(whole)
 
 
@@ -220,10 +220,14 @@ def _products(write):
             x, y, z, j = a + i * a_row, c + i * c_row, q + i * q_row, 0
             if rows - i >= 4:
                 while columns - j >= 4:
-                    four_4(inner, group, x, a_row, b + j * b_row, b_row, y + 4 * j, c_row, s + j * s_row, s_row, z, q_row)
+                    four_4(
+                        inner, group, x, a_row, b + j * b_row, b_row, y + 4 * j, c_row, s + j * s_row, s_row, z, q_row
+                    )
                     j += 4
                 while j < columns:
-                    four_1(inner, group, x, a_row, b + j * b_row, b_row, y + 4 * j, c_row, s + j * s_row, s_row, z, q_row)
+                    four_1(
+                        inner, group, x, a_row, b + j * b_row, b_row, y + 4 * j, c_row, s + j * s_row, s_row, z, q_row
+                    )
                     j += 1
                 i += 4
                 continue
