@@ -133,7 +133,7 @@ def test_what_cannot_be_rotated_is_known():
 OPTIONS = [
     {},
     {"groups": 2},
-    {"groups": 2, "norm_groups": 4},
+    {"groups": 2, "norm_groups": 6},
     {"norm_groups": 12},
     {"bias": True, "conv_bias": False, "norm_before_gate": True},
 ]
