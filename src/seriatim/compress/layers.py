@@ -178,19 +178,19 @@ class QuantizedConv(nn.Module):
     def __init__(self, dim: int, size: int, bias: bool):
         super().__init__()
         self.dim, self.size = dim, size
-        self.register_buffer("weight", torch.zeros(dim, size, dtype=torch.int8))
-        self.register_buffer("scale", torch.ones(dim, 1, dtype=torch.bfloat16))
+        self.register_buffer("weight", torch.zeros(size, dim, dtype=torch.int8))
+        self.register_buffer("scale", torch.ones(dim, dtype=torch.bfloat16))
         self.bias = nn.Parameter(torch.zeros(dim), requires_grad=False) if bias else None
 
     def forward(self, x: Tensor, state: Tensor, reset: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         """x (B, T, dim) to the same shape, and the new tail."""
-        weight = self.weight.to(x.dtype) * self.scale.to(x.dtype)
+        weight = (self.weight.to(x.dtype) * self.scale.to(x.dtype)).mT
         return ops.short_conv(x, weight, self.bias, state=state, reset=reset, lengths=lengths)
 
     def fill(self, weight: Tensor, bias: Tensor | None) -> None:
         """Rounds the kernels of a trained convolution."""
-        weight = weight.detach()
-        scale = (weight.abs().amax(1, keepdim=True) / 127).clamp(min=SMALLEST).bfloat16()
+        weight = weight.detach().mT
+        scale = (weight.abs().amax(0) / 127).clamp(min=SMALLEST).bfloat16()
         self.scale.copy_(scale)
         self.weight.copy_((weight / scale.float()).round().clamp(-127, 127))
         if self.bias is not None and bias is not None:

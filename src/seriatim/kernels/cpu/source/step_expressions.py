@@ -24,6 +24,8 @@ from seriatim.kernels.cpu.source.step_memory import (
     read_int,
     routine,
     store_everywhere,
+    widen_bytes,
+    widen_halves,
     word,
     write_bool,
     write_float,
@@ -60,15 +62,29 @@ def _read_floats(place, row, column, rows, columns, out):
 
 
 @routine
+def _read_narrow(kind, place, row, column, rows, columns, out):
+    for i in range(rows):
+        source, target = place + i * row, out + 4 * i * columns
+        if kind == BYTE and column == 1:
+            for j in range(0, columns, WIDTH):
+                widen_bytes(source + j, target + 4 * j, columns - j)
+        elif kind == HALF and column == 2:
+            for j in range(0, columns, WIDTH):
+                widen_halves(source + 2 * j, target + 4 * j, columns - j)
+        else:
+            for j in range(columns):
+                number = read_byte(source + j * column) if kind == BYTE else read_half(source + j * column)
+                write_float(target + 4 * j, number)
+
+
+@routine
 def _read(kind, place, row, column, rows, columns, out):
     """Brings rows of numbers into a register, one after another. All but int64 become float32."""
     if kind == FLOAT:
         _read_floats(place, row, column, rows, columns, out)
         return
-    if kind == BYTE:
-        for i in range(rows):
-            for j in range(columns):
-                write_float(out + 4 * (i * columns + j), read_byte(place + i * row + j * column))
+    if kind == BYTE or kind == HALF:  # noqa: SIM109 (a tuple would need memory, which the kernels have none of)
+        _read_narrow(kind, place, row, column, rows, columns, out)
         return
     for i in range(rows):
         for j in range(columns):
@@ -77,8 +93,6 @@ def _read(kind, place, row, column, rows, columns, out):
                 write_int(out + 8 * index, read_int(source))
             elif kind == BOOL:
                 write_float(out + 4 * index, read_bool(source))
-            elif kind == HALF:
-                write_float(out + 4 * index, read_half(source))
 
 
 @routine
