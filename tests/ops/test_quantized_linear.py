@@ -11,7 +11,17 @@ from seriatim.kernels.cpu import guard
 from seriatim.ops import quantized_linear
 from seriatim.ops.quantized_linear import byte_linear, nibble_linear, pack_nibbles, reference, unpack_nibbles
 
-SIZES = [(1, 1, 1), (3, 9, 1), (1, 9, 16), (3, 24, 64), (5, 17, 130), (1, 40, 200), (16, 8, 96), (4, 33, 33)]
+SIZES = [
+    (1, 1, 1),
+    (3, 9, 1),
+    (1, 9, 16),
+    (3, 24, 64),
+    (5, 17, 130),
+    (1, 40, 200),
+    (2, 9, 320),
+    (16, 8, 96),
+    (4, 33, 33),
+]
 
 
 class Product(Mixer):
@@ -71,23 +81,27 @@ def test_whole_numbers_are_multiplied_without_rounding():
 
 @pytest.mark.parametrize(("rows", "columns", "inner"), SIZES)
 @pytest.mark.parametrize("group", [32, 64, 128])
-def test_nibbles(rows, columns, inner, group):
+@pytest.mark.parametrize("whole", [False, True])
+def test_nibbles(rows, columns, inner, group, whole):
     torch.manual_seed(inner)
-    x, q = torch.randn(rows, inner), torch.randint(-8, 8, (columns, inner))
+    x = torch.randint(-127, 128, (rows, inner)).float() if whole else torch.randn(rows, inner)
+    q = torch.randint(-8, 8, (columns, inner))
     scale = (torch.rand(columns, -(-inner // group)) + 0.1).bfloat16()
     weight = pack_nibbles(q)
     assert weight.shape == (columns, -(-inner // 32) * 16)
     assert torch.equal(unpack_nibbles(weight, inner), q.float())
     wanted = reference(x.double(), q.double(), scale.double(), group)
     for found in (
-        nibble_linear(x, weight, scale, group),
-        stepped(x, lambda x, w, s: nibble_linear(x, w, s, group), weight, scale),
+        nibble_linear(x, weight, scale, group, whole),
+        stepped(x, lambda x, w, s: nibble_linear(x, w, s, group, whole), weight, scale),
     ):
-        torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-2 if whole else 1e-4)
 
 
 def test_both_have_a_graph():
     weight, scale = torch.ones(3, 8, dtype=torch.int8), torch.ones(3)
     torch.library.opcheck(quantized_linear._byte_linear, (torch.ones(2, 8), weight, scale, True))
     pairs = pack_nibbles(torch.ones(3, 8))
-    torch.library.opcheck(quantized_linear._nibble_linear, (torch.ones(2, 8), pairs, scale[:, None].bfloat16(), 32))
+    torch.library.opcheck(
+        quantized_linear._nibble_linear, (torch.ones(2, 8), pairs, scale[:, None].bfloat16(), 32, True)
+    )

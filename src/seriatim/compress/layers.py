@@ -112,13 +112,13 @@ class QuantizedLinear(nn.Module):
         elif self.scheme.weights == 8:
             y = self._product(whole(x, self.input_scale), True)
         else:
-            y = self._product(whole(x, self.input_scale) * self.input_scale, False)
+            y = self._product(whole(x, self.input_scale), True) * self.input_scale
         return y if self.bias is None else y + self.bias
 
     def _product(self, x: Tensor, is_whole: bool) -> Tensor:
         if self.scheme.weights == 8:
             return byte_linear(x, self.weight, self.scale, is_whole)
-        return nibble_linear(x, self.weight, self.scale, self.group)
+        return nibble_linear(x, self.weight, self.scale, self.group, is_whole)
 
     def open(self, weight: Tensor, bias: Tensor | None = None) -> None:
         """Takes the weights of a trained layer and begins to observe."""

@@ -35,7 +35,7 @@ def byte_linear(x: Tensor, weight: Tensor, scale: Tensor, whole: bool = False) -
     return _byte_linear(x, weight, scale, whole)
 
 
-def nibble_linear(x: Tensor, weight: Tensor, scale: Tensor, group: int) -> Tensor:
+def nibble_linear(x: Tensor, weight: Tensor, scale: Tensor, group: int, whole: bool = False) -> Tensor:
     """x times weights of 4 bits.
 
     Args:
@@ -43,11 +43,12 @@ def nibble_linear(x: Tensor, weight: Tensor, scale: Tensor, group: int) -> Tenso
         weight: (N, ceil(K / 32) 16) int8, pairs.
         scale: (N, groups).
         group: how many neighbours share a scale, a multiple of 32.
+        whole: the numbers of x are whole and from -127 to 127, so that products of integers may be used.
 
     Returns:
         (..., N), in x's dtype.
     """
-    return _nibble_linear(x, weight, scale, group)
+    return _nibble_linear(x, weight, scale, group, whole)
 
 
 def pack_nibbles(q: Tensor) -> Tensor:
@@ -91,7 +92,7 @@ def _byte_linear(x: Tensor, weight: Tensor, scale: Tensor, whole: bool) -> Tenso
 
 
 @torch.library.custom_op("seriatim::nibble_linear", mutates_args=())
-def _nibble_linear(x: Tensor, weight: Tensor, scale: Tensor, group: int) -> Tensor:
+def _nibble_linear(x: Tensor, weight: Tensor, scale: Tensor, group: int, whole: bool) -> Tensor:
     q = unpack_nibbles(weight, x.size(-1), x.dtype)
     return F.linear(x, q * scale.to(x.dtype).repeat_interleave(group, -1)[:, : x.size(-1)])
 
@@ -102,5 +103,5 @@ def _(x: Tensor, weight: Tensor, scale: Tensor, whole: bool) -> Tensor:
 
 
 @_nibble_linear.register_fake
-def _(x: Tensor, weight: Tensor, scale: Tensor, group: int) -> Tensor:
+def _(x: Tensor, weight: Tensor, scale: Tensor, group: int, whole: bool) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.size(0))

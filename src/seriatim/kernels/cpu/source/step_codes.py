@@ -34,6 +34,7 @@ __all__ = [
     "STRIP",
     "WAIT",
     "WHOLE",
+    "WHOLE_NIBBLES",
     "WIDTHS",
 ]
 
@@ -48,7 +49,8 @@ WIDTHS = {FLOAT: 4, INT: 8, BOOL: 1, HALF: 2, BYTE: 1}  # bytes
 LOADED, DIRECT, ONCE = range(3)  # brought into a register; used where it lies; one number, brought once
 SLOTS = 64  # operands, constants and results of an expression
 DOTS, ROWS = range(2)  # kinds of products: of rows with rows, of rows with a matrix of rows
-BYTES, WHOLE, NIBBLES = range(3)  # kinds of weights: int8; int8 for whole numbers of 8 bits; pairs of 4 bits
+# Kinds of weights: int8, also for whole numbers of 8 bits; pairs of 4 bits, also for such numbers.
+BYTES, WHOLE, NIBBLES, WHOLE_NIBBLES = range(4)
 
 ELEMENTWISE = (
     # of one float32; truth values are 1 and 0

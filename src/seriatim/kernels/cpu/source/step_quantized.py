@@ -1,24 +1,26 @@
 """Products of few rows with quantised weights, which are read from memory once and widened in registers.
 
-Three kinds of weights, each row with its scales (:mod:`seriatim.ops.quantized_linear` says how they lie):
+Four kinds of weights, each row with its scales (:mod:`seriatim.ops.quantized_linear` says how they lie):
 
 - BYTES: int8, one float32 scale a row; the rows of A are any float32.
 - WHOLE: the same, but the numbers of A are whole and of 8 bits, so that sums of products are made in integers, 64
   products in one instruction where the processor has it (VNNI).
 - NIBBLES: 4 bits, a bfloat16 scale for every group of a row's weights.
+- WHOLE_NIBBLES: the same for whole numbers of 8 bits, in groups of 128 or in one.
 
 Fields of the instruction: its kind; rows, columns, inner length; weights that share a scale; A's place and row stride;
 the weights' place and row stride; C's place, it is contiguous; the scales' place and row stride. Strides are in bytes.
 """
 
 import llvmlite.binding as llvm
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from seriatim.kernels.cpu.source.simd import WIDTH, VectorAccess, first_lanes
-from seriatim.kernels.cpu.source.step_codes import NIBBLES, WHOLE
+from seriatim.kernels.cpu.source.step_codes import NIBBLES, WHOLE, WHOLE_NIBBLES
 from seriatim.kernels.cpu.source.step_expressions import place_at
 from seriatim.kernels.cpu.source.step_memory import read_float, routine, word, write_byte
 from seriatim.kernels.cpu.source.step_products import fma, lane_sum
@@ -120,8 +122,7 @@ def _integer(block):
     builder, many = block.builder, ir.VectorType(_BYTE, _DOTTED)
     totals = block.zeros(_LANES)
     rows = [block.pointer(block.q, block.q_row, i, _BYTE) for i in range(block.rows)]
-    kind = ir.FunctionType(_LANES, [_LANES] * 3)
-    dot = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512.vpdpbusd.512")
+    dot = _dot(builder)
     dots = builder.sdiv(block.inner, ir.Constant(_INDEX, _DOTTED))
 
     def load(start, k):
@@ -192,6 +193,79 @@ def _paired(block):
     block.finish()
 
 
+def _paired_integer(block):
+    """WHOLE_NIBBLES: with w + 8, from which 8 times the sums of A's numbers are taken away again.
+
+    A's numbers lie as the halves of the weights do: for 128 of them 64 that meet lower halves, then 64 for upper ones.
+    """
+    builder, many, flat = block.builder, ir.VectorType(_BYTE, _DOTTED), ir.VectorType(ir.IntType(16), _DOTTED)
+    scales, scale_row, block.s = block.s, block.s_row, None
+    dot = _dot(builder)
+    rows = [block.pointer(block.q, block.q_row, i, _BYTE) for i in range(block.rows)]
+    row_bytes = builder.mul(ir.Constant(_INDEX, _PAIRED // 2), _over(builder, block.inner, _PAIRED))
+    access = VectorAccess(builder)
+
+    def load(start, k, mask=None):
+        place = builder.bitcast(builder.gep(start, [k]), many.as_pointer())
+        if mask is None:
+            return builder.load(place, align=1)
+        kind = ir.FunctionType(many, [many.as_pointer(), _INT, mask.type, many])
+        masked = cgutils.get_or_insert_function(builder.module, kind, f"llvm.masked.load.v{_DOTTED}i8.p0")
+        return builder.call(masked, [place, ir.Constant(_INT, 1), mask, ir.Constant(many, None)])
+
+    def group(index, mask):
+        """What a group of 128 adds."""
+        k = builder.mul(index, ir.Constant(_INDEX, _DOTTED))
+        twice = builder.add(k, k)
+        lefts, shifts = [], []
+        for start in rows:
+            pair = [load(start, twice), load(start, builder.add(twice, ir.Constant(_INDEX, _DOTTED)))]
+            lefts.append([builder.bitcast(half, _LANES) for half in pair])
+            total = ir.Constant(_LANES, None)
+            for half in lefts[-1]:
+                total = builder.call(dot, [total, builder.bitcast(_constant(8, many), _LANES), half])
+            shifts.append(total)
+        for j, start in enumerate(block.b):
+            both = load(start, k, mask)
+            low = builder.and_(both, _constant(15, many))
+            high = builder.xor(builder.lshr(both, _constant(4, many)), _constant(8, many))
+            pair = [builder.bitcast(half, _LANES) for half in (low, high)]
+            half = builder.load(builder.gep(block.pointer(scales, scale_row, j, ir.IntType(16)), [index]))
+            bits = builder.shl(builder.zext(half, _INT), ir.Constant(_INT, 16))
+            scale = access.broadcast(builder.bitcast(bits, _FLOAT))
+            for i in range(block.rows):
+                total = ir.Constant(_LANES, None)
+                for weights, left in zip(pair, lefts[i], strict=True):
+                    total = builder.call(dot, [total, weights, left])
+                part = builder.sitofp(builder.sub(total, shifts[i]), _VECTOR)
+                block.add(block.sums[i, j], part, scale)
+
+    whole = builder.sdiv(row_bytes, ir.Constant(_INDEX, _DOTTED))
+    with cgutils.for_range(builder, whole) as loop:
+        group(loop.index, None)
+    rest = builder.srem(row_bytes, ir.Constant(_INDEX, _DOTTED))
+    with builder.if_then(builder.icmp_signed("!=", rest, ir.Constant(_INDEX, 0))):
+        count = builder.insert_element(
+            ir.Constant(flat, ir.Undefined), builder.trunc(rest, ir.IntType(16)), ir.Constant(_INT, 0)
+        )
+        zeros = ir.Constant(ir.VectorType(_INT, _DOTTED), [0] * _DOTTED)
+        counts = builder.shuffle_vector(count, ir.Constant(flat, ir.Undefined), zeros)
+        group(whole, builder.icmp_signed("<", ir.Constant(flat, list(range(_DOTTED))), counts))
+    block.finish()
+
+
+def _over(builder, number, size):
+    """number / size, rounded up."""
+    more = builder.add(number, ir.Constant(_INDEX, size - 1))
+    return builder.sdiv(more, ir.Constant(_INDEX, size))
+
+
+def _dot(builder):
+    """The function that adds 64 products of bytes without a sign and with one to 16 sums."""
+    kind = ir.FunctionType(_LANES, [_LANES] * 3)
+    return cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512.vpdpbusd.512")
+
+
 def _block(columns, rows, write):
     """A function that computes C[:rows, :columns]."""
 
@@ -244,6 +318,17 @@ def _products(write):
 
 _of_bytes, _of_nibbles = _products(_plain), _products(_paired)
 _of_whole = _products(_integer) if _HAS_VNNI else _of_bytes
+_of_whole_nibbles = _products(_paired_integer) if _HAS_VNNI else _of_nibbles
+
+
+@routine
+def _in_halves(source, target, inner):
+    """Whole numbers as bytes, as WHOLE_NIBBLES wants them, filled up with zeros."""
+    for k in range(0, inner + (-inner) % (2 * _DOTTED), 2 * _DOTTED):
+        for j in range(2 * _DOTTED):
+            block, upper = (j % _DOTTED) // (_PAIRED // 2), j // _DOTTED
+            at = k + _PAIRED * block + _PAIRED // 2 * upper + j % (_PAIRED // 2)
+            write_byte(target + k + j, read_float(source + 4 * at) if at < inner else np.float32(0))
 
 
 @routine
@@ -258,6 +343,11 @@ def multiply_quantized(at, places, scratch, part, parts):
     s, s_row = place_at(at + 128, places, scratch) + first * word(at, 18), word(at, 18)
     if kind == NIBBLES:
         _of_nibbles(rows, last - first, inner, group, a, a_row, b, b_row, c, c_row, s, s_row, 0, 0)
+    elif kind == WHOLE_NIBBLES:
+        q_row = inner + (-inner) % (2 * _DOTTED)
+        for i in range(rows):
+            _in_halves(a + i * a_row, scratch + i * q_row, inner)
+        _of_whole_nibbles(rows, last - first, inner, group, a, a_row, b, b_row, c, c_row, s, s_row, scratch, q_row)
     elif kind == WHOLE:
         for i in range(rows):
             for k in range(inner):

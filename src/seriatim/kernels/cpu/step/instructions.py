@@ -8,7 +8,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from seriatim.kernels.cpu.source.step_codes import GATHER, PRODUCT, QUANTIZED, REDUCTION, REDUCTIONS, WHOLE, WIDTHS
+from seriatim.kernels.cpu.source.step_codes import (
+    GATHER,
+    PRODUCT,
+    QUANTIZED,
+    REDUCTION,
+    REDUCTIONS,
+    WHOLE,
+    WHOLE_NIBBLES,
+    WIDTHS,
+)
 from seriatim.kernels.cpu.step.values import Buffer, View
 
 __all__ = ["Fetch", "Instruction", "Places", "Product", "Quantized", "Reduction", "bits", "steps"]
@@ -78,8 +87,8 @@ class Quantized(Instruction):
         used, rows = [x, weight, scale], x.shape[0]
         super().__init__([z.buffer for z in used], [out.buffer], 1.0 * weight.size * max(2.0, rows / 2))
         self.kind, self.x, self.weight, self.scale, self.out, self.group = kind, x, weight, scale, out, group
-        if kind == WHOLE:
-            self.registers = rows * (x.shape[1] + WIDTHS[x.buffer.kind])
+        if kind in (WHOLE, WHOLE_NIBBLES):  # the thread's own copy of x as bytes, each row filled up to 128
+            self.registers = rows * -(-x.shape[1] // 128) * 128
 
     def words(self, places: Places) -> list[int]:
         (rows, inner), columns = self.x.shape, self.weight.shape[0]

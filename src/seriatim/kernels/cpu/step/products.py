@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from seriatim.kernels.cpu.source.step_codes import BYTE, BYTES, DOTS, FLOAT, HALF, NIBBLES, ROWS, WHOLE
+from seriatim.kernels.cpu.source.step_codes import BYTE, BYTES, DOTS, FLOAT, HALF, NIBBLES, ROWS, WHOLE, WHOLE_NIBBLES
 from seriatim.kernels.cpu.step.instructions import Product, Quantized
 from seriatim.kernels.cpu.step.rows import softmax
 from seriatim.kernels.cpu.step.trace import Unsupported
@@ -126,10 +126,11 @@ def _byte_linear(writer: Writer, x: View, weight: View, scale: View, whole: bool
     return _quantized(writer, WHOLE if whole else BYTES, x, weight, column, x.shape[-1])
 
 
-def _nibble_linear(writer: Writer, x: View, weight: View, scale: View, group: int) -> View:
+def _nibble_linear(writer: Writer, x: View, weight: View, scale: View, group: int, whole: bool) -> View:
     if weight.buffer.kind != BYTE or scale.buffer.kind != HALF or 1 not in (weight.stride[1], weight.shape[1]):
         raise Unsupported("weights that are not pairs of 4 bits, or scales that are not bfloat16")
-    return _quantized(writer, NIBBLES, x, weight, scale, group)
+    fits = group == 128 or (scale.shape[1] == 1 and x.shape[-1] <= 128)
+    return _quantized(writer, WHOLE_NIBBLES if whole and fits else NIBBLES, x, weight, scale, group)
 
 
 def _quantized(writer: Writer, kind: int, x: View, weight: View, scale: View, group: int) -> View:
