@@ -24,6 +24,9 @@ COMMANDS = (
     Command("compare", "train several mixers on one task, at equal size and in equal time", "seriatim.cli.compare"),
     Command("generate", "write on from a prompt or from a saved state", "seriatim.cli.generate"),
     Command("evaluate", "measure a trained model on held-out text", "seriatim.cli.evaluate"),
+    Command(
+        "quantize", "make a trained Mamba or Mamba-2 model smaller, and measure what it lost", "seriatim.cli.quantize"
+    ),
     Command("warmup", "compile the CPU kernels now, not at their first use", "seriatim.cli.warmup"),
     Command("bench", "measure ours beside its peers, and against the machine's limits", "seriatim.cli.bench"),
     Command("claims", "look whether what papers claim holds here", "seriatim.cli.claims"),

@@ -26,6 +26,7 @@ def run(options: Any) -> int:
 
 
 def _collect(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    from seriatim.compress.quantize import bytes_of
     from seriatim.core.build import build
     from seriatim.decoding.growth import growth
     from seriatim.train.run_folder import step_folders
@@ -37,8 +38,9 @@ def _collect(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
         "run": str(folder),
         "model": config["model"],
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "bytes": bytes_of(model),
         "state": {"bytes": state.fixed, "bytes_per_token": state.per_token},
-        **{part: config[part] for part in ("data", "tokenizer", "task", "lengths") if part in config},
+        **{part: config[part] for part in ("data", "tokenizer", "task", "lengths", "quantized") if part in config},
         "steps": config["train"]["steps"],
         "checkpoints": [step.name for step in steps],
         "last_log_line": _last_line(folder / "log.jsonl"),
@@ -63,8 +65,10 @@ def _table(found: dict[str, Any]) -> str:
         "run": found["run"],
         "model": f"{found['model']['model']}: {model}",
         "parameters": f"{found['parameters']:,}",
+        "bytes": f"{found['bytes']:,}",
         "state": state,
         **_source(found),
+        **({"quantised from": found["quantized"]["from"]} if "quantized" in found else {}),
         "steps": f"{line['step'] if line else 0:,}" + (f" of {found['steps']:,}" if found["steps"] else ""),
         "checkpoints": ", ".join(steps) or "none yet",
         "last log line": "none yet" if line is None else ", ".join(f"{k} {_plain(v)}" for k, v in line.items()),

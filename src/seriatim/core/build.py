@@ -64,7 +64,8 @@ def build(name: Spec, **options: Any) -> Any:
 def spec(module: Any) -> dict[str, Any]:
     """The plain data from which `build` makes a module of the same configuration (weights are not part of it)."""
     cls = type(module)
-    kind = next((kind for kind in ("model", "task") if cls.__module__.startswith(_HOMES[kind])), "mixer")
+    kind = next((kind for kind in _HOMES if cls.__module__.startswith(_HOMES[kind])), None)
+    kind = kind or ("model" if getattr(module, "reads_tokens", False) else "mixer")
     stem = cls.__module__.rpartition(".")[2]
     known = _modules(kind).get(stem) == cls.__module__ and resolve(stem, kind) is cls
     description: dict[str, Any] = {kind: stem if known else f"{cls.__module__}:{cls.__qualname__}"}

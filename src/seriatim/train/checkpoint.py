@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from seriatim.core import state as states
 from seriatim.core.build import build, spec
@@ -32,7 +32,7 @@ from seriatim.train.run_folder import step_folders
 from seriatim.train.training import Progress, Training
 from seriatim.train.weights import load_weights, weights
 
-__all__ = ["CheckpointError", "load", "newest", "read_meta", "restore", "save"]
+__all__ = ["CheckpointError", "load", "newest", "progress_of", "read_meta", "restore", "save", "save_model"]
 
 _FORMAT = 1
 
@@ -50,20 +50,34 @@ def save(folder: Path, training: Training, config: Mapping[str, Any]) -> None:
         _write_tensors({**optimiser, **drawn}, partial / "training.safetensors")
         if training.state is not None:
             states.save(training.state, partial / "state.safetensors")
-        meta: dict[str, Any] = {
-            "format": _FORMAT,
-            "step": training.progress.step,
-            "progress": asdict(training.progress),
-            "batches": training.batches.state_dict(),
-            "optimiser": scalars,
-            "model": spec(training.model),
-            "config": dict(config),
-            "sha256": {file.name: _digest(file) for file in sorted(partial.iterdir())},
-        }
-        meta["sha256"]["meta.json"] = _meta_digest(meta)
-        (partial / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
-        for file in partial.iterdir():  # safetensors lets only the owner read
-            file.chmod((partial / "meta.json").stat().st_mode)
+        rest = {"batches": training.batches.state_dict(), "optimiser": scalars}
+        _write_meta(partial, training.model, training.progress, config, rest)
+
+
+def save_model(folder: Path, model: nn.Module, progress: Progress, config: Mapping[str, Any]) -> None:
+    """Writes a checkpoint that `load` reads and nothing can be trained on from: the weights and what describes them."""
+    with new_folder(folder) as partial:
+        _write_tensors(weights(model), partial / "model.safetensors")
+        _write_meta(partial, model, progress, config, {})
+
+
+def _write_meta(
+    partial: Path, model: nn.Module, progress: Progress, config: Mapping[str, Any], rest: Mapping[str, Any]
+) -> None:
+    """meta.json, once all else is there."""
+    meta: dict[str, Any] = {
+        "format": _FORMAT,
+        "step": progress.step,
+        "progress": asdict(progress),
+        **rest,
+        "model": spec(model),
+        "config": dict(config),
+        "sha256": {file.name: _digest(file) for file in sorted(partial.iterdir())},
+    }
+    meta["sha256"]["meta.json"] = _meta_digest(meta)
+    (partial / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+    for file in partial.iterdir():  # safetensors lets only the owner read
+        file.chmod((partial / "meta.json").stat().st_mode)
 
 
 def restore(folder: Path, training: Training) -> None:
@@ -72,6 +86,8 @@ def restore(folder: Path, training: Training) -> None:
     Raises CheckpointError where the checkpoint is damaged, SeriatimError where it is of another model or other data.
     """
     meta = read_meta(folder)
+    if "training.safetensors" not in meta["sha256"]:
+        raise CheckpointError(f"checkpoint {folder} holds a model and nothing of its training, which cannot go on")
     training.batches.load_state_dict(meta["batches"])
     load_weights(training.model, load_file(folder / "model.safetensors"), str(folder))
     stored = load_file(folder / "training.safetensors")
@@ -124,6 +140,11 @@ def load(path: str | PathLike[str], which: str = "newest") -> Any:
     model = build(meta["model"])
     load_weights(model, load_file(folder / "model.safetensors"), str(folder))
     return model.eval()
+
+
+def progress_of(path: str | PathLike[str]) -> Progress:
+    """How far the model was trained that `load` reads."""
+    return Progress(**read_meta(_find(Path(path), "newest"))["progress"])
 
 
 def read_meta(folder: Path) -> dict[str, Any]:

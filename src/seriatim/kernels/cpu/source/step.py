@@ -7,10 +7,11 @@ share is written by one instruction only, so a thread that lags behind reads wha
 """
 
 from seriatim.kernels.cpu.source.language import Address, Index, Ints1, kernel
-from seriatim.kernels.cpu.source.step_codes import END, EXPRESSION, GATHER, PRODUCT, REDUCTION, WAIT
+from seriatim.kernels.cpu.source.step_codes import END, EXPRESSION, GATHER, PRODUCT, QUANTIZED, REDUCTION, WAIT
 from seriatim.kernels.cpu.source.step_expressions import express
 from seriatim.kernels.cpu.source.step_memory import atomic_add, atomic_read, rest, routine, word
 from seriatim.kernels.cpu.source.step_products import multiply_rows
+from seriatim.kernels.cpu.source.step_quantized import multiply_quantized
 from seriatim.kernels.cpu.source.step_reductions import fetch, reduce
 
 __all__ = ["run"]
@@ -22,6 +23,8 @@ def _do(at, places, counters, scratch, part, parts):
     code = word(at, 0)
     if code == PRODUCT:
         multiply_rows(at, places, scratch, part, parts)
+    elif code == QUANTIZED:
+        multiply_quantized(at, places, scratch, part, parts)
     elif code == EXPRESSION:
         express(at, places, scratch, part, parts)
     elif code == REDUCTION:

@@ -8,6 +8,8 @@ addresses.
 
 __all__ = [
     "BOOL",
+    "BYTE",
+    "BYTES",
     "CODES",
     "COUNTERS",
     "DIRECT",
@@ -20,29 +22,35 @@ __all__ = [
     "HALF",
     "INT",
     "LOADED",
+    "NIBBLES",
     "ONCE",
     "OUTSIDE",
     "PRODUCT",
+    "QUANTIZED",
     "REDUCTION",
     "REDUCTIONS",
     "ROWS",
     "SLOTS",
     "STRIP",
     "WAIT",
+    "WHOLE",
+    "WHOLE_NIBBLES",
     "WIDTHS",
 ]
 
-END, WAIT, EXPRESSION, PRODUCT, REDUCTION, GATHER = range(6)
+END, WAIT, EXPRESSION, PRODUCT, REDUCTION, GATHER, QUANTIZED = range(7)
 COUNTERS = 8  # words of a line of counters: how many parts are done, then what has been claimed of each part
 STRIP = 1024  # numbers an elementwise function is applied to at a time: a few strips fit the first level cache
 OUTSIDE = 1  # the word of the counters' first line that says that an index was out of range
 
-FLOAT, INT, BOOL, HALF = range(4)  # float32, int64, bool, bfloat16
-WIDTHS = {FLOAT: 4, INT: 8, BOOL: 1, HALF: 2}  # bytes
+FLOAT, INT, BOOL, HALF, BYTE = range(5)  # float32, int64, bool, bfloat16, int8
+WIDTHS = {FLOAT: 4, INT: 8, BOOL: 1, HALF: 2, BYTE: 1}  # bytes
 
 LOADED, DIRECT, ONCE = range(3)  # brought into a register; used where it lies; one number, brought once
 SLOTS = 64  # operands, constants and results of an expression
 DOTS, ROWS = range(2)  # kinds of products: of rows with rows, of rows with a matrix of rows
+# Kinds of weights: int8, also for whole numbers of 8 bits; pairs of 4 bits, also for such numbers.
+BYTES, WHOLE, NIBBLES, WHOLE_NIBBLES = range(4)
 
 ELEMENTWISE = (
     # of one float32; truth values are 1 and 0

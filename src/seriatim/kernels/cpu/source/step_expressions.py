@@ -11,18 +11,21 @@ result and arguments.
 """
 
 from seriatim.kernels.cpu.source.simd import WIDTH
-from seriatim.kernels.cpu.source.step_codes import BOOL, DIRECT, FLOAT, HALF, INT, ONCE, SLOTS
+from seriatim.kernels.cpu.source.step_codes import BOOL, BYTE, DIRECT, FLOAT, HALF, INT, ONCE, SLOTS
 from seriatim.kernels.cpu.source.step_elementwise import apply
 from seriatim.kernels.cpu.source.step_memory import (
     copy_lanes,
     float_of_bits,
     lookup,
     read_bool,
+    read_byte,
     read_float,
     read_half,
     read_int,
     routine,
     store_everywhere,
+    widen_bytes,
+    widen_halves,
     word,
     write_bool,
     write_float,
@@ -59,10 +62,29 @@ def _read_floats(place, row, column, rows, columns, out):
 
 
 @routine
+def _read_narrow(kind, place, row, column, rows, columns, out):
+    for i in range(rows):
+        source, target = place + i * row, out + 4 * i * columns
+        if kind == BYTE and column == 1:
+            for j in range(0, columns, WIDTH):
+                widen_bytes(source + j, target + 4 * j, columns - j)
+        elif kind == HALF and column == 2:
+            for j in range(0, columns, WIDTH):
+                widen_halves(source + 2 * j, target + 4 * j, columns - j)
+        else:
+            for j in range(columns):
+                number = read_byte(source + j * column) if kind == BYTE else read_half(source + j * column)
+                write_float(target + 4 * j, number)
+
+
+@routine
 def _read(kind, place, row, column, rows, columns, out):
-    """Brings rows of numbers into a register, one after another. Truth values and bfloat16 become float32."""
+    """Brings rows of numbers into a register, one after another. All but int64 become float32."""
     if kind == FLOAT:
         _read_floats(place, row, column, rows, columns, out)
+        return
+    if kind == BYTE or kind == HALF:  # noqa: SIM109 (a tuple would need memory, which the kernels have none of)
+        _read_narrow(kind, place, row, column, rows, columns, out)
         return
     for i in range(rows):
         for j in range(columns):
@@ -71,8 +93,6 @@ def _read(kind, place, row, column, rows, columns, out):
                 write_int(out + 8 * index, read_int(source))
             elif kind == BOOL:
                 write_float(out + 4 * index, read_bool(source))
-            elif kind == HALF:
-                write_float(out + 4 * index, read_half(source))
 
 
 @routine

@@ -14,7 +14,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from seriatim.kernels.cpu.source.language import FLAGS
-from seriatim.kernels.cpu.source.simd import VectorAccess, first_lanes
+from seriatim.kernels.cpu.source.simd import WIDTH, VectorAccess, first_lanes
 
 __all__ = [
     "atomic_add",
@@ -23,14 +23,18 @@ __all__ = [
     "float_of_bits",
     "lookup",
     "read_bool",
+    "read_byte",
     "read_float",
     "read_half",
     "read_int",
     "rest",
     "routine",
     "store_everywhere",
+    "widen_bytes",
+    "widen_halves",
     "word",
     "write_bool",
+    "write_byte",
     "write_float",
     "write_half",
     "write_int",
@@ -108,6 +112,14 @@ def _byte(builder, number):
     return builder.zext(builder.fcmp_unordered("!=", number, ir.Constant(_FLOAT, 0)), ir.IntType(8))
 
 
+def _signed(builder, byte):
+    return builder.sitofp(byte, _FLOAT)
+
+
+def _shortened(builder, number):
+    return builder.fptosi(number, ir.IntType(8))
+
+
 def _same(builder, number):
     return number
 
@@ -118,6 +130,8 @@ read_half = _reader(ir.IntType(16), types.float32, _widened)
 write_half = _writer(ir.IntType(16), types.float32, _narrowed)
 read_bool = _reader(ir.IntType(8), types.float32, _truth)
 write_bool = _writer(ir.IntType(8), types.float32, _byte)
+read_byte = _reader(ir.IntType(8), types.float32, _signed)
+write_byte = _writer(ir.IntType(8), types.float32, _shortened)
 
 
 @intrinsic
@@ -163,6 +177,39 @@ def copy_lanes(typing, source, target, lanes):
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64), generate
+
+
+def _widener(kind, convert):
+    """A function that brings WIDTH numbers of a narrow kind to `target` as float32, as `copy_lanes` does."""
+
+    @intrinsic
+    def widen(typing, source, target, lanes):
+        def generate(context, builder, signature, arguments):
+            narrow, mask = ir.VectorType(kind, WIDTH), first_lanes(builder, arguments[2])
+            function = ir.FunctionType(narrow, [narrow.as_pointer(), ir.IntType(32), mask.type, narrow])
+            name = f"llvm.masked.load.v{WIDTH}i{kind.width}.p0"
+            load = cgutils.get_or_insert_function(builder.module, function, name)
+            place, align = _pointer(builder, arguments[0], narrow), ir.Constant(ir.IntType(32), kind.width // 8)
+            found = builder.call(load, [place, align, mask, ir.Constant(narrow, None)])
+            VectorAccess(builder).store(convert(builder, found), _pointer(builder, arguments[1], _FLOAT))
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64, types.int64), generate
+
+    return widen
+
+
+def _wide_bytes(builder, numbers):
+    return builder.sitofp(numbers, ir.VectorType(_FLOAT, WIDTH))
+
+
+def _wide_halves(builder, numbers):
+    wide = ir.VectorType(ir.IntType(32), WIDTH)
+    bits = builder.shl(builder.zext(numbers, wide), ir.Constant(wide, [16] * WIDTH))
+    return builder.bitcast(bits, ir.VectorType(_FLOAT, WIDTH))
+
+
+widen_bytes, widen_halves = _widener(ir.IntType(8), _wide_bytes), _widener(ir.IntType(16), _wide_halves)
 
 
 @intrinsic

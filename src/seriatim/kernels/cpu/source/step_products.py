@@ -20,7 +20,7 @@ from seriatim.kernels.cpu.source.step_codes import DOTS, HALF
 from seriatim.kernels.cpu.source.step_expressions import place_at
 from seriatim.kernels.cpu.source.step_memory import float_of_bits, read_float, routine, word, write_float
 
-__all__ = ["multiply_rows"]
+__all__ = ["fma", "lane_sum", "multiply_rows"]
 
 _FLOAT, _INDEX, _HALF = ir.FloatType(), ir.IntType(64), ir.IntType(16)
 _VECTOR = ir.VectorType(_FLOAT, WIDTH)
@@ -69,7 +69,7 @@ def _block(columns: int, rows: int, half: bool):
                 for j, start in enumerate(starts_b):
                     right = weights.load(builder.gep(start, [k]), masked)
                     for i in range(rows):
-                        total = _fma(builder, left[i], right, builder.load(sums[i, j]))
+                        total = fma(builder, left[i], right, builder.load(sums[i, j]))
                         builder.store(total, sums[i, j])
 
             with cgutils.for_range(builder, builder.sdiv(whole, ir.Constant(_INDEX, WIDTH))) as loop:
@@ -79,7 +79,7 @@ def _block(columns: int, rows: int, half: bool):
                 add(whole, first_lanes(builder, left_over))
             for (i, j), total in sums.items():
                 row = _at(builder, c, c_row, i, _FLOAT.as_pointer())
-                builder.store(_sum(builder, builder.load(total)), builder.gep(row, [ir.Constant(_INDEX, j)]))
+                builder.store(lane_sum(builder, builder.load(total)), builder.gep(row, [ir.Constant(_INDEX, j)]))
             return context.get_dummy_value()
 
         return signature, generate
@@ -91,14 +91,16 @@ def _at(builder, base, distance, times, pointer):
     return builder.inttoptr(builder.add(base, builder.mul(distance, ir.Constant(_INDEX, times))), pointer)
 
 
-def _fma(builder, x, y, z):
+def fma(builder, x, y, z):
+    """x y + z."""
     kind = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{WIDTH}f32"), [x, y, z])
 
 
-def _sum(builder, vector):
+def lane_sum(builder, vector):
     """The sum of a vector's numbers, by halves."""
     small, width = ir.IntType(32), WIDTH
+    add = builder.fadd if vector.type.element == _FLOAT else builder.add
     while width > 1:
         width //= 2
         low, high = (
@@ -106,7 +108,7 @@ def _sum(builder, vector):
         )
         other = ir.Constant(vector.type, ir.Undefined)
         halves = [builder.shuffle_vector(vector, other, lanes) for lanes in (low, high)]
-        vector = builder.fadd(*halves)
+        vector = add(*halves)
     return builder.extract_element(vector, ir.Constant(small, 0))
 
 

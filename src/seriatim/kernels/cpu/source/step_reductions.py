@@ -10,11 +10,12 @@ the table's rows; how many there are; bytes between indices; whether negative on
 
 import numpy as np
 
-from seriatim.kernels.cpu.source.step_codes import HALF, OUTSIDE, REDUCTIONS
+from seriatim.kernels.cpu.source.step_codes import BYTE, HALF, OUTSIDE, REDUCTIONS
 from seriatim.kernels.cpu.source.step_expressions import place_at
 from seriatim.kernels.cpu.source.step_functions import exact
 from seriatim.kernels.cpu.source.step_memory import (
     float_of_bits,
+    read_byte,
     read_float,
     read_half,
     read_int,
@@ -117,6 +118,9 @@ def fetch(at, places, scratch, counters):
         if kind == HALF:
             for j in range(columns):
                 write_float(target + 4 * j, read_half(source + 2 * j))
+        elif kind == BYTE:
+            for j in range(columns):
+                write_float(target + 4 * j, read_byte(source + j))
         else:
             for j in range(columns):
                 write_float(target + 4 * j, read_float(source + 4 * j))

@@ -8,10 +8,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from seriatim.kernels.cpu.source.step_codes import GATHER, PRODUCT, REDUCTION, REDUCTIONS, WIDTHS
+from seriatim.kernels.cpu.source.step_codes import (
+    GATHER,
+    PRODUCT,
+    QUANTIZED,
+    REDUCTION,
+    REDUCTIONS,
+    WHOLE,
+    WHOLE_NIBBLES,
+    WIDTHS,
+)
 from seriatim.kernels.cpu.step.values import Buffer, View
 
-__all__ = ["Fetch", "Instruction", "Places", "Product", "Reduction", "bits", "steps"]
+__all__ = ["Fetch", "Instruction", "Places", "Product", "Quantized", "Reduction", "bits", "steps"]
 
 # From a buffer and an offset in bytes to the two words of a place.
 Places: TypeAlias = Callable[[Buffer, int], list[int]]
@@ -65,6 +74,28 @@ class Product(Instruction):
             *(PRODUCT, self.kind, self.b.buffer.kind, *self.sizes),
             *(*_place(self.a, places), *steps(self.a), *_place(self.b, places), *steps(self.b)),
             *(*_place(self.out, places), *added, bits(self.alpha), bits(self.beta)),
+        ]
+
+
+class Quantized(Instruction):
+    """out = x weight^T, out (M, N) contiguous: x (M, K), weight (N, bytes) of a kind of weights, scale (N, groups).
+
+    `group` numbers of a row of weights share a scale.
+    """
+
+    def __init__(self, kind: int, x: View, weight: View, scale: View, out: View, group: int):
+        used, rows = [x, weight, scale], x.shape[0]
+        super().__init__([z.buffer for z in used], [out.buffer], 1.0 * weight.size * max(2.0, rows / 2))
+        self.kind, self.x, self.weight, self.scale, self.out, self.group = kind, x, weight, scale, out, group
+        if kind in (WHOLE, WHOLE_NIBBLES):  # the thread's own copy of x as bytes, each row filled up to 128
+            self.registers = rows * -(-x.shape[1] // 128) * 128
+
+    def words(self, places: Places) -> list[int]:
+        (rows, inner), columns = self.x.shape, self.weight.shape[0]
+        return [
+            *(QUANTIZED, self.kind, rows, columns, inner, self.group),
+            *(*_place(self.x, places), steps(self.x)[0], *_place(self.weight, places), steps(self.weight)[0]),
+            *(*_place(self.out, places), *_place(self.scale, places), steps(self.scale)[0]),
         ]
 
 

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from seriatim.kernels.cpu.source.step_codes import DOTS, FLOAT, HALF, ROWS
-from seriatim.kernels.cpu.step.instructions import Product
+from seriatim.kernels.cpu.source.step_codes import BYTE, BYTES, DOTS, FLOAT, HALF, NIBBLES, ROWS, WHOLE, WHOLE_NIBBLES
+from seriatim.kernels.cpu.step.instructions import Product, Quantized
 from seriatim.kernels.cpu.step.rows import softmax
 from seriatim.kernels.cpu.step.trace import Unsupported
 from seriatim.kernels.cpu.step.values import View, contiguous
@@ -119,6 +119,32 @@ def _grouped(view: View, groups: int) -> View:
     )
 
 
+def _byte_linear(writer: Writer, x: View, weight: View, scale: View, whole: bool) -> View:
+    if weight.buffer.kind != BYTE or scale.buffer.kind != FLOAT or weight.stride[1] != 1:
+        raise Unsupported("weights that are not int8, or scales that are not float32")
+    column = scale._replace(shape=(scale.shape[0], 1), stride=(scale.stride[0], 1))
+    return _quantized(writer, WHOLE if whole else BYTES, x, weight, column, x.shape[-1])
+
+
+def _nibble_linear(writer: Writer, x: View, weight: View, scale: View, group: int, whole: bool) -> View:
+    if weight.buffer.kind != BYTE or scale.buffer.kind != HALF or 1 not in (weight.stride[1], weight.shape[1]):
+        raise Unsupported("weights that are not pairs of 4 bits, or scales that are not bfloat16")
+    fits = group == 128 or (scale.shape[1] == 1 and x.shape[-1] <= 128)
+    return _quantized(writer, WHOLE_NIBBLES if whole and fits else NIBBLES, x, weight, scale, group)
+
+
+def _quantized(writer: Writer, kind: int, x: View, weight: View, scale: View, group: int) -> View:
+    """x (..., K) times quantised rows of weights (N, bytes), to (..., N)."""
+    rows = writer.plain(x)
+    if rows.stride != contiguous(rows.shape):
+        rows = writer.ready(writer.copy(rows))
+    inner, shape = x.shape[-1], (*x.shape[:-1], weight.shape[0])
+    rows = rows._replace(shape=(rows.size // inner, inner), stride=(inner, 1))
+    out = writer.fresh((rows.shape[0], weight.shape[0]))
+    writer.emit(Quantized(kind, rows, writer.ready(weight), writer.ready(scale), out, group))
+    return out._replace(shape=shape, stride=contiguous(shape))
+
+
 OPERATORS: dict[str, Callable[..., Any]] = {
     "_scaled_dot_product_flash_attention_for_cpu": _attention,
     "addmm": _addmm,
@@ -128,4 +154,6 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "dot": _dot,
     "mm": _mm,
     "mv": _mv,
+    "seriatim::byte_linear": _byte_linear,
+    "seriatim::nibble_linear": _nibble_linear,
 }

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from seriatim.kernels.cpu.source.step_codes import BOOL, FLOAT, HALF, INT, WIDTHS
+from seriatim.kernels.cpu.source.step_codes import BOOL, BYTE, FLOAT, HALF, INT, WIDTHS
 from seriatim.kernels.cpu.step.trace import Unsupported
 
 __all__ = ["Buffer", "View", "common_sizes", "contiguous", "dense_order", "is_contiguous", "kind_of", "split_strides"]
 
-_KINDS = {torch.float32: FLOAT, torch.int64: INT, torch.bool: BOOL, torch.bfloat16: HALF}
+_KINDS = {torch.float32: FLOAT, torch.int64: INT, torch.bool: BOOL, torch.bfloat16: HALF, torch.int8: BYTE}
 
 
 def kind_of(dtype: torch.dtype) -> int:
@@ -29,7 +29,7 @@ class Buffer:
     """Memory for `size` numbers of one kind.
 
     `origin` says whose it is: a tensor that lives on (a parameter, a constant), ("input", i) and ("output", i) of a
-    call, or None, the program's own. The program's own holds float32 for truth values and for bfloat16.
+    call, or None, the program's own. The program's own holds float32 for truth values, bfloat16 and int8.
     """
 
     kind: int

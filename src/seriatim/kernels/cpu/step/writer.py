@@ -50,6 +50,8 @@ class Writer:
         views = [z.expand(shape).permute(order) for z in views]
         expression = self._open(sizes, views)
         values = iter([self._value(expression, sizes, z) for z in views])
+        if dtype == torch.int8:
+            raise Unsupported("arithmetic in int8")
         kind = INT if kind_of(dtype) == INT else FLOAT
         functions = Functions(expression, kind, dtype == torch.bool)
         found = formula(functions, *(next(values) if isinstance(z, View) else z for z in arguments), **(options or {}))
@@ -126,7 +128,7 @@ class Writer:
         return View(Buffer(kind, prod(shape)), 0, shape, contiguous(shape))
 
     def copy(self, view: View) -> View:
-        """A contiguous copy; truth values and bfloat16 become float32."""
+        """A contiguous copy; all but int64 become float32."""
         dtype = torch.int64 if view.buffer.kind == INT else torch.float32
         return self.elementwise(lambda f, x: x, [view], dtype=dtype)
 

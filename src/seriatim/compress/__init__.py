@@ -1,0 +1,1 @@
+"""Trained models made smaller: quantisation of selective state spaces after training."""
