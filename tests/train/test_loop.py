@@ -200,7 +200,7 @@ def test_the_config_is_in_the_run_and_in_its_checkpoints(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     meta = json.loads((tmp_path / "checkpoints" / "step-00000002" / "meta.json").read_text())
     assert config == meta["config"] == {"model": "TinyLanguage", "train": chosen.plain()}
-    assert meta["model"] == {"mixer": "tiny_language:TinyLanguage", "vocab_size": 257, "dim": 8, "dropout": 0.1}
+    assert meta["model"] == {"model": "tiny_language:TinyLanguage", "vocab_size": 257, "dim": 8, "dropout": 0.1}
 
 
 def test_an_absent_device_is_refused_before_anything_is_written(tmp_path):

@@ -145,7 +145,8 @@ def _compiled(
         raise Unsupported("a step that changes its module")
     program = Program(lower(trace), len(leaves), wanted)
     found = program([z.contiguous() for z in leaves])
-    if found is None or not all(map(_agree, found, wanted)):
+    agree = _agree_in_the_mean if program.rounds else _agree
+    if found is None or not all(map(agree, found, wanted)):
         name = type(module).__name__
         warnings.warn(f"the compiled step of {name} differs from the step itself, which runs instead", stacklevel=4)
         raise Unsupported("a program that computes something else")
@@ -157,3 +158,11 @@ def _agree(found: Tensor, wanted: Tensor) -> bool:
     found, wanted = found.double(), wanted.double()
     scale = wanted[wanted.isfinite()].abs().max().item() if wanted.isfinite().any() else 0.0
     return torch.allclose(found, wanted, rtol=1e-2, atol=1e-2 * scale + 1e-30, equal_nan=True)
+
+
+def _agree_in_the_mean(found: Tensor, wanted: Tensor) -> bool:
+    """The same where activations are rounded: one between two whole numbers may become either, and more follow it."""
+    if not wanted.isfinite().all():
+        return _agree(found, wanted)
+    off = (found.double() - wanted.double()).square().mean().sqrt()
+    return bool(off <= 0.1 * wanted.double().square().mean().sqrt() + 1e-30)

@@ -87,7 +87,8 @@ class Quantized(Instruction):
         used, rows = [x, weight, scale], x.shape[0]
         super().__init__([z.buffer for z in used], [out.buffer], 1.0 * weight.size * max(2.0, rows / 2))
         self.kind, self.x, self.weight, self.scale, self.out, self.group = kind, x, weight, scale, out, group
-        if kind in (WHOLE, WHOLE_NIBBLES):  # the thread's own copy of x as bytes, each row filled up to 128
+        self.is_whole = kind in (WHOLE, WHOLE_NIBBLES)
+        if self.is_whole:  # the thread's own copy of x as bytes, each row filled up to 128
             self.registers = rows * -(-x.shape[1] // 128) * 128
 
     def words(self, places: Places) -> list[int]:

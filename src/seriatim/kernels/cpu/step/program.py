@@ -12,7 +12,7 @@ from torch import Tensor
 from seriatim.kernels.cpu import guard, launch
 from seriatim.kernels.cpu.library import load
 from seriatim.kernels.cpu.source.step_codes import FLOAT, INT, OUTSIDE
-from seriatim.kernels.cpu.step.instructions import Instruction
+from seriatim.kernels.cpu.step.instructions import Instruction, Quantized
 from seriatim.kernels.cpu.step.layout import LINE, encode, lay_out
 from seriatim.kernels.cpu.step.values import Buffer
 
@@ -41,6 +41,7 @@ class Program:
 
     def __init__(self, instructions: Sequence[Instruction], inputs: int, outputs: Sequence[Tensor]):
         self.instructions, self.inputs = list(instructions), inputs
+        self.rounds = any(isinstance(z, Quantized) and z.is_whole for z in self.instructions)
         self.like = [torch.empty(z.shape, dtype=z.dtype) for z in outputs]
         buffers = dict.fromkeys(b for z in instructions for b in (*z.reads, *z.writes))
         self.statics = [b for b in buffers if b.is_static]
