@@ -131,7 +131,7 @@ def test_a_program_may_differ_by_what_rounding_makes_of_a_little_where_it_rounds
     (known,) = _engines[0]._known[found].programs
     assert known.program.rounds == (scheme != "w4a16")
     wanted = torch.randn(100)
-    assert _agree_in_the_mean(wanted * 1.02, wanted)
-    assert not _agree(wanted * 1.02, wanted)
+    assert _agree_in_the_mean(wanted * 1.05, wanted)
+    assert not _agree(wanted * 1.05, wanted)
     assert not _agree_in_the_mean(wanted.flip(0), wanted)
     assert not _agree_in_the_mean(torch.zeros(100), wanted)
