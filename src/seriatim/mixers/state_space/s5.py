@@ -76,12 +76,7 @@ class S5(MIMOMixer):
         check_one_of("activation", activation, ACTIVATIONS)
         check_positive(rate=rate)
         self.dim, self.state_size, self.blocks, self.discretization = dim, state_size, blocks, discretization
-        self.conj_sym, self.c_init, self.clip_eigenvalues, self.activation = (
-            conj_sym,
-            c_init,
-            clip_eigenvalues,
-            activation,
-        )
+        self.conj_sym, self.c_init, self.clip_eigenvalues = conj_sym, c_init, clip_eigenvalues
         self.activation, self.step_min, self.step_max, self.rate = activation, step_min, step_max, rate
         eigenvalues, vectors = normal_blocks(size, blocks)
         if not conj_sym:
