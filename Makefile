@@ -1,4 +1,4 @@
-# make demo: install into .venv and run the main job.  make test: the same for the tests.
+# make demo: install into .venv and run the main job.  make test: the same for the tests.  test-claims: every claim, for seconds each.
 # test-portable: ops, writing and training without compiled kernels.  test-fenced: kernels, any access out of bounds ending the process.
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +8,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto
 export PYTHONUNBUFFERED := 1
 export OMP_WAIT_POLICY := passive
 
-.PHONY: demo test test-portable test-fenced check install install-dev clean
+.PHONY: demo test test-portable test-fenced test-claims check install install-dev clean
 
 demo: install
 	$(BIN)/seriatim demo --out runs/demo --overwrite
@@ -22,6 +22,9 @@ test-portable: install-dev
 
 test-fenced: install-dev
 	SERIATIM_GUARD=1 $(PYTEST) tests/kernels -k "not long and not several_items"
+
+test-claims: install-dev
+	$(BIN)/seriatim claims --quick
 
 check: install-dev
 	$(BIN)/ruff check .
