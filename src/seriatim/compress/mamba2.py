@@ -45,7 +45,7 @@ class QuantizedMamba2(Mixer):
         self.conv_in, self.conv_out = quantizer(scheme, channels), quantizer(scheme, channels)
         self.conv = QuantizedConv(channels, like.conv.size, like.conv.bias is not None)
         self.decay = HeadDecay(self.dim, self.heads, step_min=decay.step_min, step_max=decay.step_max)
-        self.decay.step = nn.Identity()  # type: ignore[assignment]
+        self.decay.add_module("step", nn.Identity())  # in_proj makes the steps too
         self.D = nn.Parameter(torch.ones(self.heads))
         self.norm = GatedRMSNorm(self.inner, like.norm.groups, like.norm.before_gate)
         self.out_proj = QuantizedLinear(self.inner, self.dim, scheme, bias=like.out_proj.bias is not None, rotated=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from seriatim.compress.layers import QuantizedLinear
+from seriatim.compress.layers import QuantizedEmbedding, QuantizedLinear
 from seriatim.compress.mamba import QuantizedMamba
 from seriatim.compress.mamba2 import QuantizedMamba2
 from seriatim.compress.quantized import Quantized
@@ -62,8 +62,9 @@ def bytes_of(model: torch.nn.Module) -> int:
 def _open(found: Quantized, source: LanguageModel) -> None:
     """Gives the layers the trained weights, with which they compute while they observe."""
     ours, theirs = found.network, source
-    ours.embedding.fill(theirs.embedding.weight)  # type: ignore[operator]
-    ours.head.open(theirs.head.weight)  # type: ignore[operator]
+    embedding, head = _ends(found)
+    embedding.fill(theirs.embedding.weight)
+    head.open(theirs.head.weight)
     ours.out_norm.load_state_dict(theirs.out_norm.state_dict())
     ours.ngrams.load_state_dict(theirs.ngrams.state_dict())
     for own, other in zip(ours.stack._blocks(), theirs.stack._blocks(), strict=True):
@@ -75,6 +76,14 @@ def _open(found: Quantized, source: LanguageModel) -> None:
         if own.feed_forward is not None:
             own.feed_forward_norm.load_state_dict(other.feed_forward_norm.state_dict())
             _open_layers(own.feed_forward, other.feed_forward)
+
+
+def _ends(found: Quantized) -> tuple[QuantizedEmbedding, QuantizedLinear]:
+    """The embedding and the head."""
+    embedding, head = found.network.get_submodule("embedding"), found.network.get_submodule("head")
+    assert isinstance(embedding, QuantizedEmbedding)
+    assert isinstance(head, QuantizedLinear)
+    return embedding, head
 
 
 def _open_layers(own: Any, other: Any) -> None:
@@ -111,7 +120,7 @@ def _rearranged(found: Quantized, source: LanguageModel) -> dict[int, Arrangemen
 
 def _close(found: Quantized, arrangements: dict[int, Arrangement]) -> None:
     """Rounds everything."""
-    found.network.head.close()  # type: ignore[operator]
+    _ends(found)[1].close()
     for index, block in enumerate(found.network.stack._blocks()):
         if isinstance(block.mixer, QuantizedMamba2):
             one = torch.zeros(block.mixer.inner, dtype=torch.int64)

@@ -65,8 +65,8 @@ def _replace(model: LanguageModel, bits: Scheme) -> None:
     if not any(isinstance(block.mixer, Mamba | Mamba2) for block in blocks):
         raise SeriatimError(f"layers is {model.layers}; at least one must be mamba or mamba2 to be quantised")
     untie(model)
-    model.embedding = QuantizedEmbedding(model.vocab_size, model.dim, bits)  # type: ignore[assignment]
-    model.head = QuantizedLinear(model.dim, model.vocab_size, bits)  # type: ignore[assignment]
+    model.add_module("embedding", QuantizedEmbedding(model.vocab_size, model.dim, bits))
+    model.add_module("head", QuantizedLinear(model.dim, model.vocab_size, bits))
     for index, block in enumerate(blocks):
         try:
             block.mixer = _quantized_mixer(block.mixer, bits)

@@ -127,7 +127,8 @@ def _scan_backward(
         grad_v = torch.baddbmm(grad_sources[:, size:], faded.overlaps[..., size:].mT, grad_target, alpha=-1)
         found = [grad_q, grad_writers[1], grad_v, grad_decay, None, grad_r, grad_writers[0]]
     grads = [q.new_empty(0) if x is None else _tokens(x, like) for x in found]
-    return *grads[:4], grad_state.view_as(grad_last), *grads[4:]  # type: ignore[return-value]
+    for_q, for_k, for_v, for_decay, for_beta, for_read, for_write = grads
+    return for_q, for_k, for_v, for_decay, grad_state.view_as(grad_last), for_beta, for_read, for_write
 
 
 @_scan_backward.register_fake
@@ -144,8 +145,10 @@ def _(
     starts: Tensor,
     size: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    inputs = (q, k, v, log_decay, grad_last, beta, read, write)
-    return tuple(q.new_empty(0 if x is None else x.shape) for x in inputs)  # type: ignore[return-value]
+    given = (q, k, v, log_decay, beta, read, write)
+    for_q, for_k, for_v, for_decay, *others = (q.new_empty(0 if x is None else x.shape) for x in given)
+    for_beta, for_read, for_write = others
+    return for_q, for_k, for_v, for_decay, grad_last.new_empty(grad_last.shape), for_beta, for_read, for_write
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -140,7 +140,7 @@ def mamba2_scan() -> Callable[..., Any]:
     return function
 
 
-def rg_lru(width: int, heads: int) -> nn.Module:
+def rg_lru(width: int, heads: int) -> Any:
     """transformers' RecurrentGemmaRglru, its gates drawn at random."""
     package, modelling = _transformers(), _modelling("recurrent_gemma")
     config = package.RecurrentGemmaConfig(hidden_size=width, lru_width=width, num_attention_heads=heads)

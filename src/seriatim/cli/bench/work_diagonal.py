@@ -41,7 +41,7 @@ def _rg_lru(time: int) -> Work:
             return out
 
         def peer(x: Tensor, *leaves: Tensor) -> Tensor:
-            layer.recurrent_states = None  # type: ignore[assignment]
+            layer.recurrent_states = None  # what it read before
             out: Tensor = torch.func.functional_call(layer, dict(zip(names, leaves, strict=True)), (x, positions))
             return out
 

@@ -41,7 +41,7 @@ def main_job(options: Any) -> int:
         except KeyboardInterrupt:
             print("interrupted")
             raise
-        except Exception as error:  # the next claims can still be looked at
+        except Exception as error:  # a claim is anybody's script: whatever it raises is told, and the next ones run
             failed += 1
             print(f"FAILED: {type(error).__name__}: {error}")
             traceback.print_exc(file=sys.stderr)

@@ -160,7 +160,8 @@ def backward(
                 z.zero_()
         grad_state.zero_() if grad_last is None else grad_state.copy_(grad_last)
     found = [q.new_empty(0) if z is None else z[0] if parts == 1 else z.sum(0) for z in grads]
-    return *found[:2], grad_v, *found[2:], grad_state  # type: ignore[return-value]
+    grad_q, grad_k, grad_beta, grad_decay, grad_read, grad_write = found
+    return grad_q, grad_k, grad_v, grad_beta, grad_decay, grad_read, grad_write, grad_state
 
 
 def _shapes(q: Tensor, v: Tensor, write: Tensor | None, learns: bool) -> tuple[tuple[int, ...], ...]:
@@ -204,9 +205,11 @@ def _(
     starts: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    grads = [q.new_empty(0 if z is None else z.shape) for z in (q, k, v, beta, log_decay, read, write)]
+    given = (q, k, v, beta, log_decay, read, write)
+    for_q, for_k, for_v, *others = (q.new_empty(0 if z is None else z.shape) for z in given)
+    for_beta, for_decay, for_read, for_write = others
     state = q.new_empty(q.size(0), q.size(2), q.size(3), v.size(3))
-    return (*grads, state)  # type: ignore[return-value]
+    return for_q, for_k, for_v, for_beta, for_decay, for_read, for_write, state
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -83,7 +83,8 @@ def _read(kind, place, row, column, rows, columns, out):
     if kind == FLOAT:
         _read_floats(place, row, column, rows, columns, out)
         return
-    if kind == BYTE or kind == HALF:  # noqa: SIM109 (a tuple would need memory, which the kernels have none of)
+    is_narrow = (kind == BYTE) | (kind == HALF)
+    if is_narrow:
         _read_narrow(kind, place, row, column, rows, columns, out)
         return
     for i in range(rows):
