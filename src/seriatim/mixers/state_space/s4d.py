@@ -5,12 +5,11 @@ import math
 import torch
 from torch import Tensor, nn
 
-from seriatim.core.errors import check_one_of, check_positive, check_size
-from seriatim.core.mixer import state_dtype
+from seriatim.core.errors import check_positive, check_size
 from seriatim.mixers.state_space.invariant_base import InvariantMixer, System
-from seriatim.nn.discretization import RULES, discretize_diagonal, log_steps
+from seriatim.nn.diagonal_system import DiagonalSystem
+from seriatim.nn.diagonal_system import reference as reference_system
 from seriatim.nn.glu_output import GLUOutput
-from seriatim.nn.hippo import diagonal_start
 
 __all__ = ["S4D"]
 
@@ -48,16 +47,11 @@ class S4D(InvariantMixer):
     ):
         super().__init__()
         check_size(dim=dim, state_size=state_size)
-        check_one_of("discretization", discretization, RULES)
         check_positive(rate=rate)
-        eigenvalues = diagonal_start(init, state_size).expand(dim, -1)
         self.dim, self.state_size, self.init, self.discretization = dim, state_size, init, discretization
         self.step_min, self.step_max, self.rate = step_min, step_max, rate
         self.state_shape = (dim, state_size // 2, 2)
-        self.log_step = nn.Parameter(log_steps(dim, step_min, step_max))
-        self.log_real = nn.Parameter((-eigenvalues.real).log().float())
-        self.imaginary = nn.Parameter(eigenvalues.imag.float())
-        self.C = nn.Parameter(torch.randn(self.state_shape) * math.sqrt(0.5))
+        self.diagonal = DiagonalSystem(dim, 1, state_size, init, discretization, step_min, step_max)
         self.D = nn.Parameter(torch.randn(dim))
         self.out = GLUOutput(dim, dim)
 
@@ -65,11 +59,7 @@ class S4D(InvariantMixer):
         return x
 
     def system(self) -> System:
-        wide = state_dtype(self.C.dtype)
-        eigenvalues = torch.complex(-self.log_real.to(wide).exp(), self.imaginary.to(wide))
-        step = self.log_step.to(wide).exp() * self.rate
-        A, B = discretize_diagonal(eigenvalues, torch.ones_like(eigenvalues), step, self.discretization)
-        return System(A, B, 2 * torch.view_as_complex(self.C.to(wide)).unsqueeze(1))
+        return System(*self.diagonal(self.rate))
 
     def readout(self, x: Tensor, u: Tensor, y: Tensor) -> Tensor:
         return self.out(torch.addcmul(y.squeeze(3), self.D, u))
@@ -82,19 +72,11 @@ def reference(m: S4D, x: Tensor) -> Tensor:
     for sequence in x:
         columns = []
         for d in range(m.dim):
-            half = torch.complex(-m.log_real[d].exp(), m.imaginary[d])
-            eigenvalues, step = torch.cat([half, half.conj()]), m.log_step[d].exp() * m.rate
-            if m.discretization == "zoh":
-                A = torch.exp(step * eigenvalues)
-                B = (A - 1) / eigenvalues
-            else:
-                A = (1 + step / 2 * eigenvalues) / (1 - step / 2 * eigenvalues)
-                B = step / (1 - step / 2 * eigenvalues)
-            C = torch.complex(m.C[d, :, 0], m.C[d, :, 1])
-            C, h, y = torch.cat([C, C.conj()]), torch.zeros(len(eigenvalues), dtype=wide), []
+            A, B, C = reference_system(m.diagonal, d, m.rate)
+            h, y = torch.zeros(m.state_size, dtype=wide), []
             for u in sequence[:, d]:
                 h = A * h + B * u
-                y.append((C * h).sum().real + m.D[d] * u)
+                y.append((C @ h).real.squeeze() + m.D[d] * u)
             columns.append(torch.stack(y))
         z = torch.stack(columns, 1)
         z = z * 0.5 * (1 + torch.erf(z / math.sqrt(2)))
