@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from agreement import assert_close
-from seriatim.core.build import build
 from seriatim.core.errors import SeriatimError
 from seriatim.nn.diagonal_system import DiagonalSystem, reference
 
@@ -23,16 +22,6 @@ def test_the_systems_are_those_of_the_equations(rule, weighted):
         found = [(C[system] * A[system] ** i * B[system]).sum(1).real for i in range(9)]
         assert_close(found, [power.real for power in powers], 1e-12, "kernel")
         assert max(power.imag.abs().max() for power in powers) < 1e-12
-
-
-def test_the_kernel_is_that_of_s4d():
-    mixer, systems = build("s4d", dim=3, state_size=6).double(), DiagonalSystem(3, 1, 6).double()
-    shared = {
-        name: value for name, value in mixer.state_dict().items() if name in ("log_step", "log_real", "imaginary")
-    }
-    systems.load_state_dict(shared | {"C": mixer.C.detach().unsqueeze(1)})
-    found, wanted = ([torch.view_as_real(z) for z in each] for each in (systems(), mixer.system()))
-    assert_close(found, wanted, 1e-12, "system")
 
 
 def test_a_wrong_option_is_named():
