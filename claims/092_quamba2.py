@@ -11,6 +11,7 @@ from torch import nn
 
 import seriatim as sq
 from seriatim.cli.claims.claim import Finding
+from seriatim.cli.claims.small import bits_per_byte
 from seriatim.compress.layers import Quantizer
 from seriatim.compress.quantize import bytes_of, quantize
 from seriatim.compress.quantized import Quantized
@@ -19,7 +20,6 @@ from seriatim.data.corpus import load_corpus
 from seriatim.data.evaluation import EvaluationBatches
 from seriatim.data.tokenizer import ByteTokenizer
 from seriatim.objectives.next_token import next_token
-from seriatim.train.evaluate import evaluate
 
 SOURCE = "2503.22879"
 SCHEMES = {"w8a8": 0.03, "w4a8": None, "w4a16": 0.08}  # how much larger the perplexity may be
@@ -45,8 +45,7 @@ def trained(layer: str, steps: int, seed: int) -> sq.LanguageModel:
 
 def perplexity(model: nn.Module, tokens: int) -> float:
     """A byte, on text that was not learned from."""
-    held_out = EvaluationBatches(load_corpus("stdlib").validation, ByteTokenizer(), 16, 256, tokens)
-    return 2 ** evaluate(model, held_out)["bits_per_token"]
+    return 2 ** bits_per_byte(model, tokens)
 
 
 @torch.no_grad()

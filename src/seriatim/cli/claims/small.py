@@ -10,13 +10,29 @@ import torch
 from torch import Tensor, nn
 
 from seriatim.core.build import Spec
+from seriatim.data.batches import PackedBatches
+from seriatim.data.corpus import load_corpus
+from seriatim.data.evaluation import EvaluationBatches
 from seriatim.data.task_batches import TaskBatches, generator
+from seriatim.data.tokenizer import ByteTokenizer
 from seriatim.models.language_model import LanguageModel
 from seriatim.objectives.next_token import next_token
 from seriatim.tasks.base import Task
 from seriatim.train.accuracy import accuracy
+from seriatim.train.evaluate import evaluate
 
-__all__ = ["answers", "by_level", "optimise", "parameters", "rate_of", "seconds", "spread", "trained"]
+__all__ = [
+    "answers",
+    "bits_per_byte",
+    "by_level",
+    "optimise",
+    "parameters",
+    "rate_of",
+    "read_text",
+    "seconds",
+    "spread",
+    "trained",
+]
 
 WARMUP = 0.1  # of the steps
 
@@ -78,13 +94,27 @@ def by_level(model: nn.Module, task: Task, length: int, sequences: int = 128, se
     return {level["from"]: level["accuracy"] for level in found["levels"]}
 
 
-def seconds(work: Callable[[], object], repeats: int) -> float:
+def read_text(
+    model: nn.Module, *, steps: int, batch: int, window: int, rate: float = 3e-3, decay: float = 0.1, seed: int = 0
+) -> None:
+    """Trains a model of 257 tokens (`optimise`) on the standard library's source, byte by byte."""
+    batches = iter(PackedBatches(load_corpus("stdlib").train, ByteTokenizer(), batch, window, seed))
+    optimise(model, lambda: next_token(model, next(batches))[0], steps=steps, rate=rate, decay=decay)
+
+
+def bits_per_byte(model: nn.Module, tokens: int, carry: bool | None = None) -> float:
+    """Of so much text of the standard library that `read_text` did not read. carry: as of `evaluate`."""
+    held_out = EvaluationBatches(load_corpus("stdlib").validation, ByteTokenizer(), 16, 256, tokens)
+    return evaluate(model, held_out, carry)["bits_per_token"]
+
+
+def seconds(work: Callable[[], object], repeats: int, clock: Callable[[], float] = time.perf_counter) -> float:
     """The median time of some work, once it is warm."""
     times = []
     for _ in range(repeats + 1):
-        start = time.perf_counter()
+        start = clock()
         work()
-        times.append(time.perf_counter() - start)
+        times.append(clock() - start)
     return statistics.median(times[1:])
 
 
