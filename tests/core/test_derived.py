@@ -1,11 +1,15 @@
 """What is kept of a module's parameters is never stale."""
 
 import copy
+import gc
+import pickle
+import weakref
 
 import pytest
 import torch
 from torch import nn
 
+from seriatim import build
 from seriatim.core.derived import Derived
 
 
@@ -36,11 +40,15 @@ def changed(module, how):
         module.rate = 2.0
     elif how == "a dtype":
         module.double()
+    elif how == "swapped twice":  # the memory of the first is free again, and may be taken
+        for _ in range(2):
+            module.weight.data = module.weight.data + 1
 
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    "how", ["in place", "behind autograd's back", "replaced", "a buffer", "an attribute", "a dtype"]
+    "how",
+    ["in place", "behind autograd's back", "replaced", "swapped twice", "a buffer", "an attribute", "a dtype"],
 )
 def test_is_found_again_after_a_change(how):
     derived, module = Derived(tuple), Scale()
@@ -48,6 +56,8 @@ def test_is_found_again_after_a_change(how):
     assert derived(module.compute) is before
     assert len(module.calls) == 1
     changed(module, how)
+    if how == "behind autograd's back":  # the one change that only a segment shows
+        derived.forget()
     (found,) = derived(module.compute)
     assert torch.equal(found, module.weight * module.rate + module.offset)
     assert found.dtype == module.weight.dtype
@@ -67,10 +77,37 @@ def test_nothing_is_kept_where_gradients_are_wanted():
 def test_inside_transforms_and_copies():
     derived, module = Derived(tuple), Scale()
     derived(module.compute)
-    other = copy.deepcopy(module)
-    other.weight.add_(1)
-    assert torch.equal(derived(other.compute)[0], other.weight)
+    module.derived = derived
+    for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        other.weight.add_(1)
+        assert torch.equal(other.derived(other.compute)[0], other.weight)
+    assert torch.equal(derived(module.compute)[0], module.weight)
 
     doubled = torch.vmap(lambda z: z * derived(module.compute)[0])(torch.full((2, 3), 2.0))
     assert torch.equal(doubled, torch.full((2, 3), 2.0))
     assert len(module.calls) == 2
+
+
+@torch.no_grad()
+def test_parameters_are_never_written_to():
+    """LSSL's C is one of the tensors that are kept."""
+    mixer, x = build("lssl", dim=4, state_size=8), torch.randn(1, 1, 4)
+    mixer(x)
+    before = {name: value.clone() for name, value in mixer.state_dict().items()}
+    found = torch.func.functional_call(mixer, {name: value + 1 for name, value in before.items()}, (x,))[0]
+    assert not torch.equal(found, mixer(x)[0])
+    assert all(torch.equal(value, before[name]) for name, value in mixer.state_dict().items())
+
+
+@torch.no_grad()
+def test_a_module_goes_as_soon_as_nobody_needs_it():
+    module = Scale()
+    module.derived = Derived(tuple)
+    module.derived(module.compute)
+    seen = weakref.ref(module)
+    gc.disable()
+    try:
+        del module
+        assert seen() is None
+    finally:
+        gc.enable()

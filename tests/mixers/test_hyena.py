@@ -56,7 +56,7 @@ def test_windows_fade_at_rates_between_the_two_bounds():
         ({"features": 4}, "features is 4; it must be odd and at least 3"),
         ({"features": 1}, "features is 1; it must be odd and at least 3"),
         ({"filter_length": 0}, "filter_length is 0; it must be a whole number above 0"),
-        ({"frequency": 0.0}, "frequency is 0.0; it must be above 0"),
+        ({"frequency": 0.0}, "frequency is 0.0; it must be a finite number above 0"),
     ],
 )
 def test_a_wrong_option_is_named(options, message):

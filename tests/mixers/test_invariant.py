@@ -24,7 +24,8 @@ OPTIONS = [
     ({"step_max": float("inf")}, "step_max is inf; it must be a finite number above 0"),
     ({"step_min": float("nan")}, "step_min is nan; it must be a finite number above 0"),
     ({"step_min": 0.2}, "step_min is 0.2 and step_max is 0.1; step_min must not be the larger"),
-    ({"rate": 0.0}, "rate is 0.0; it must be above 0"),
+    ({"rate": float("inf")}, "rate is inf; it must be a finite number above 0"),
+    ({"rate": 0.0}, "rate is 0.0; it must be a finite number above 0"),
 ]
 
 

@@ -72,7 +72,7 @@ def test_wrong_gaps_are_named():
     mixer, x = lssl(), torch.zeros(1, 2, 3, dtype=torch.float64)
     with pytest.raises(SeriatimError, match="gaps has 3 numbers; x has 2 tokens"):
         mixer.forward_at(x, [1.0] * 3)
-    with pytest.raises(SeriatimError, match=r"gap is 0\.0; it must be above 0"):
+    with pytest.raises(SeriatimError, match=r"gap is 0\.0; it must be a finite number above 0"):
         mixer.forward_at(x, [1.0, 0.0])
 
 

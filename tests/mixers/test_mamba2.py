@@ -108,7 +108,7 @@ def test_a_centred_convolution_is_torchs_own_in_each_document(size):
         ("mamba2", {"head_dim": 8, "groups": 2}, "heads is 3 and groups is 2"),
         ("mamba2", {"head_dim": 0}, "head_dim is 0"),
         ("mamba2", {"norm_groups": 5}, "dim is 24 and norm_groups is 5"),
-        ("mamba2", {"step_min": -1.0}, "step_min is -1.0; it must be a number of at least 0"),
+        ("mamba2", {"step_min": -1.0}, "step_min is -1.0; it must be at least 0"),
         ("mamba2", {"step_min": float("nan")}, "step_min is nan"),
         ("mamba2", {"step_min": 0.2, "step_max": 0.1}, "step_max is 0.1 and step_min 0.2"),
         ("hydra", {"conv_size": 4}, "conv_size is 4; it must be odd"),

@@ -140,8 +140,9 @@ def test_an_episode_in_the_middle_of_the_scan_begins_anew():
     ("name", "options", "message"),
     [
         ("lru", {"r_min": 0.9, "r_max": 0.5}, "r_min is 0.9 and r_max is 0.5"),
+        ("lru", {"r_min": "none"}, "r_min is 'none'; it must be a finite number"),
         ("lru", {"r_max": 1.5}, "r_min is 0.0 and r_max is 1.5"),
-        ("lru", {"max_phase": 0.0}, "max_phase is 0.0; it must be above 0"),
+        ("lru", {"max_phase": 0.0}, "max_phase is 0.0; it must be a finite number above 0"),
         ("lru", {"state_size": 0}, "state_size is 0; it must be a whole number"),
         ("s5", {"state_size": 7}, "state_size / blocks must be even"),
         ("s5", {"state_size": 12, "blocks": 5}, "state_size is 12 and blocks is 5; state_size must be a multiple"),
@@ -150,7 +151,8 @@ def test_an_episode_in_the_middle_of_the_scan_begins_anew():
         ("s5", {"c_init": "zeros"}, "c_init is 'zeros'; it must be one of"),
         ("s5", {"step_min": 0.0}, "step_min is 0.0; it must be a finite number above 0"),
         ("s5", {"step_max": math.nan}, "step_max is nan; it must be a finite number above 0"),
-        ("s5", {"rate": -1.0}, "rate is -1.0; it must be above 0"),
+        ("s5", {"conj_sym": "no"}, "conj_sym is 'no'; it must be True or False"),
+        ("s5", {"rate": -1.0}, "rate is -1.0; it must be a finite number above 0"),
     ],
 )
 def test_a_wrong_option_is_named(name, options, message):

@@ -75,8 +75,8 @@ def test_dtypes(dtype):
     [
         ({"tau": 0.5}, "tau is 0.5; it must be at least 1"),
         ({"tau": float("nan")}, "tau is nan; it must be at least 1"),
-        ({"threshold": 0.0}, "threshold is 0.0; it must be above 0"),
-        ({"slope": -1.0}, "slope is -1.0; it must be above 0"),
+        ({"threshold": 0.0}, "threshold is 0.0; it must be a finite number above 0"),
+        ({"slope": -1.0}, "slope is -1.0; it must be a finite number above 0"),
         ({"state": torch.zeros(2, 4)}, "state has shape"),
         ({"reset": torch.zeros(2, 4)}, "reset has dtype"),
         ({"lengths": torch.tensor([6, 0])}, "lengths runs from 0 to 6"),

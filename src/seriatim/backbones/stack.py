@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from seriatim.core.build import Spec, build
-from seriatim.core.errors import SeriatimError, check_size
+from seriatim.core.errors import SeriatimError, check_number, check_size
 from seriatim.core.mixer import Mixer
 from seriatim.core.state import State
 from seriatim.nn import moe
@@ -78,6 +78,7 @@ class Stack(Mixer):
         check_size(dim=dim)
         if isinstance(layers, str) or not isinstance(layers, Sequence) or not layers:
             raise SeriatimError(f"layers is {layers!r}; it must be a list of at least one spec, such as ['gla', 'gla']")
+        check_number(dropout=dropout)
         if not 0 <= dropout < 1:
             raise SeriatimError(f"dropout is {dropout}; it must be at least 0 and below 1")
         self.dim, self.layers, self.norm, self.feed_forward = dim, list(layers), norm, feed_forward

@@ -53,7 +53,7 @@ def build(name: Spec, **options: Any) -> Any:
 
     `build("gla", dim=256, heads=4)` and `build({"mixer": "gla", "heads": 4}, dim=256)` are the same. An option given
     in both places keeps the spec's value. Raises SeriatimError for an unknown name (listing the names) and for an
-    unknown or missing option (printing the signature).
+    unknown or missing option (printing the signature), and for a switch that is neither True nor False.
     """
     kind, name, options = _parse(name, options)
     cls = resolve(name, kind)
@@ -79,7 +79,7 @@ def spec(module: Any) -> dict[str, Any]:
 
 
 def check_options(cls: type, name: str, options: Mapping[str, Any]) -> None:
-    """Raises SeriatimError, with the signature, unless `cls(**options)` has the options it takes."""
+    """Raises SeriatimError unless `cls(**options)` has the options it takes, and switches are True or False."""
     signature = inspect.signature(cls)
     shown = f"{name}({', '.join(map(str, signature.parameters.values()))})"
     unknown = [option for option in options if option not in signature.parameters]
@@ -88,6 +88,9 @@ def check_options(cls: type, name: str, options: Mapping[str, Any]) -> None:
     missing = [p.name for p in signature.parameters.values() if p.default is p.empty and p.name not in options]
     if missing:
         raise SeriatimError(f"{name} needs the option {missing[0]!r}; its signature is {shown}")
+    for option, value in options.items():
+        if isinstance(signature.parameters[option].default, bool) and not isinstance(value, bool):
+            raise SeriatimError(f"{option} is {value!r}; it must be True or False")
 
 
 def _parse(name: Spec, options: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Errors a user can act on: each names the argument, the value it had and what would be accepted."""
 
+import math
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -7,6 +8,7 @@ __all__ = [
     "SeriatimError",
     "check_divisible",
     "check_layer",
+    "check_number",
     "check_one_of",
     "check_positive",
     "check_size",
@@ -32,13 +34,18 @@ def check_one_of(argument: str, value: object, options: Iterable[str]) -> None:
         raise SeriatimError(f"{argument} is {value!r}; it must be one of {', '.join(nearest(str(value), options))}")
 
 
-def check_positive(**values: float) -> None:
-    """Raises unless every named value is above zero."""
+def check_number(**values: float) -> None:
+    """Raises unless every named value is a finite number."""
     for argument, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise SeriatimError(f"{argument} is {value!r}; it must be a number above 0")
-        if not value > 0:
-            raise SeriatimError(f"{argument} is {value}; it must be above 0")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise SeriatimError(f"{argument} is {value!r}; it must be a finite number")
+
+
+def check_positive(**values: float) -> None:
+    """Raises unless every named value is a finite number above zero."""
+    for argument, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            raise SeriatimError(f"{argument} is {value!r}; it must be a finite number above 0")
 
 
 def check_size(**values: int) -> None:

@@ -1,5 +1,6 @@
 """The contract: (state, segment) -> (outputs, state)."""
 
+import functools
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -8,8 +9,8 @@ from torch import Tensor, nn
 
 from seriatim.core import ragged
 from seriatim.core.errors import SeriatimError
-from seriatim.core.state import State, leaves
-from seriatim.core.stepping import with_engine
+from seriatim.core.state import State, check_state
+from seriatim.core.stepping import Step, with_engine
 
 __all__ = ["Mixer", "state_dtype"]
 
@@ -37,7 +38,7 @@ class Mixer(nn.Module, ABC):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "step" in vars(cls):
-            cls.step = with_engine(cls.step)  # type: ignore[method-assign]
+            cls.step = with_engine(_checked(cls.step))  # type: ignore[method-assign]
 
     @abstractmethod
     def init_state(self, batch: int) -> State:
@@ -109,9 +110,18 @@ class Mixer(nn.Module, ABC):
         if lengths is not None:
             ragged.check_lengths(lengths, batch, time)
         if state is not None:
-            for leaf_name, leaf in leaves(state):
-                if leaf.size(0) != batch:
-                    raise SeriatimError(f"{name}: state {leaf_name} has {leaf.size(0)} rows; x has {batch}")
+            check_state(name, state, self.init_state(0), batch)
+
+
+def _checked(step: Step) -> Step:
+    """A step of a class's own, which looks first whose state it is given."""
+
+    @functools.wraps(step)
+    def checked(self: Any, x: Any, state: Any) -> tuple[Any, Any]:
+        check_state(type(self).__name__, state, self.init_state(0), len(x))
+        return step(self, x, state)
+
+    return checked
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -20,6 +20,7 @@ from seriatim.core.errors import SeriatimError
 __all__ = [
     "State",
     "batch_size",
+    "check_state",
     "detach",
     "join",
     "leaves",
@@ -97,6 +98,19 @@ def nbytes(state: State) -> int:
     return sum(leaf.numel() * leaf.element_size() for _, leaf in leaves(state))
 
 
+def check_state(owner: str, state: State, like: State, batch: int) -> None:
+    """Raises SeriatimError unless a state has the structure of `like`, however far it has grown, and `batch` rows."""
+    if isinstance(like, Tensor) != isinstance(state, Tensor) or not isinstance(state, Tensor | tuple):
+        raise SeriatimError(f"{owner}: state is a {type(state).__name__}; it must be a {type(like).__name__}")
+    found = dict(leaves(state))
+    difference = _difference(found, dict(leaves(like)))
+    if difference:
+        raise SeriatimError(f"{owner}: state is another model's: {difference}")
+    for name, leaf in found.items():
+        if leaf.size(0) != batch:
+            raise SeriatimError(f"{owner}: state {name} has {leaf.size(0)} rows; x has {batch}")
+
+
 def save(state: State, path: str | PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
     """Writes the state as safetensors, whole or not at all. `load` compares `metadata` with what it is given.
 
@@ -171,14 +185,23 @@ def _restored(stored: Tensor, like: Tensor) -> Tensor:
 
 def _check_stored(stored: Mapping[str, Tensor], like: State, path: str | PathLike[str]) -> None:
     wanted = {name: _storable(leaf) for name, leaf in leaves(like)}
-    if stored.keys() != wanted.keys():
-        differing = ", ".join(sorted(stored.keys() ^ wanted.keys())[:4])
-        raise SeriatimError(f"state file {path} belongs to another model: the states differ in {differing}")
+    difference = _difference(stored, wanted)
+    if difference:
+        raise SeriatimError(f"state file {path} belongs to another model: {difference}")
+
+
+def _difference(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str | None:
+    """In what the leaves of a state have not the names, shapes and kinds of number of another; rows do not count."""
+    if found.keys() != wanted.keys():
+        return f"the states differ in {', '.join(sorted(found.keys() ^ wanted.keys())[:4])}"
     for name, leaf in wanted.items():
-        ours, theirs = list(leaf.shape), list(stored[name].shape)
+        ours, theirs = list(leaf.shape), list(found[name].shape)
         grows = len(ours) > 1 and ours[1] == 0  # an empty cache says that this dimension grows
         ours[0] = theirs[0] if theirs else -1
         if grows and len(theirs) > 1:
             ours[1] = theirs[1]
-        if ours != theirs or leaf.is_floating_point() != stored[name].is_floating_point():
-            raise SeriatimError(f"state file {path} belongs to another model: {name} has shape {theirs}, not {ours}")
+        if ours != theirs:
+            return f"{name} has shape {theirs}, not {ours}"
+        if leaf.is_floating_point() != found[name].is_floating_point():
+            return f"{name} has dtype {found[name].dtype}, not {leaf.dtype}"
+    return None

@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from seriatim.core.errors import SeriatimError, check_one_of
+from seriatim.core.errors import SeriatimError, check_one_of, check_positive
 
 __all__ = ["RULES", "check_steps", "discretize", "discretize_diagonal", "log_steps"]
 
@@ -47,9 +47,7 @@ def discretize(A: Tensor, B: Tensor, step: Tensor, rule: str = "bilinear") -> tu
 
 def check_steps(smallest: float, largest: float) -> None:
     """Raises unless both are finite and above 0, the smaller first."""
-    for name, value in {"step_min": smallest, "step_max": largest}.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise SeriatimError(f"{name} is {value!r}; it must be a finite number above 0")
+    check_positive(step_min=smallest, step_max=largest)
     if smallest > largest:
         raise SeriatimError(f"step_min is {smallest} and step_max is {largest}; step_min must not be the larger")
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from seriatim.core.errors import SeriatimError, check_divisible, check_size
+from seriatim.core.errors import SeriatimError, check_divisible, check_positive, check_size
 
 __all__ = ["NormalLowRank", "diagonal_start", "legendre_delay", "legs", "normal_blocks", "normal_low_rank"]
 
@@ -52,8 +52,7 @@ def legendre_delay(size: int, window: float = 1.0) -> tuple[Tensor, Tensor]:
     Source: Voelker, Kajic and Eliasmith, 2019, "Legendre Memory Units", equation 2.
     """
     check_size(size=size)
-    if isinstance(window, bool) or not isinstance(window, int | float) or not 0 < window < math.inf:
-        raise SeriatimError(f"window is {window!r}; it must be a finite number above 0")
+    check_positive(window=window)
     n = torch.arange(size, dtype=torch.float64)
     sign = (-1.0) ** n
     lower = -(sign[:, None] * sign)

@@ -108,10 +108,17 @@ def refuses_lengths(subject: Subject) -> None:
 
 @check(STATE)
 def refuses_state(subject: Subject) -> None:
-    """A state of another batch is refused with a SeriatimError that names state."""
-    state = subject.carried(BATCH + 1)
-    x = subject.input(BATCH, 5)
-    _expect_refused(partial(subject.mixer, x, state), "state", f"{BATCH + 1} rows where x has {BATCH}")
+    """A state of another batch or of another mixer is refused with a SeriatimError that names state."""
+    x, state = subject.input(BATCH, 5), subject.carried(BATCH)
+    wrong = {
+        f"{BATCH + 1} rows where x has {BATCH}": subject.carried(BATCH + 1),
+        "other shapes": map_state(lambda leaf: leaf.unsqueeze(-1), state),
+        "another structure": (state, state),
+        "a list": [state],
+    }
+    for what, value in wrong.items():
+        _expect_refused(partial(subject.mixer, x, value), "state", what)
+        _expect_refused(partial(subject.mixer.step, x[:, 0], value), "state", f"{what}, in a step,")
 
 
 @check()

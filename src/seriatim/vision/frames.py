@@ -11,7 +11,7 @@ from seriatim.core import ragged
 from seriatim.core.build import Spec, build
 from seriatim.core.errors import SeriatimError, check_size
 from seriatim.core.mixer import Mixer, state_dtype
-from seriatim.core.state import State, leaves
+from seriatim.core.state import State, check_state
 
 __all__ = ["FlatFrames", "FrameMixer"]
 
@@ -55,9 +55,8 @@ class FrameMixer(nn.Module, ABC):
             )
         batch, time, _, height, width = x.shape
         start = self.init_state(batch, height, width)
-        for (name, found), (_, wanted) in zip([] if state is None else leaves(state), leaves(start), strict=False):
-            if found.shape != wanted.shape:
-                raise SeriatimError(f"state {name} has shape {tuple(found.shape)}; it must be {tuple(wanted.shape)}")
+        if state is not None:
+            check_state(type(self).__name__, state, start, batch)
         if reset is not None:
             ragged.check_reset(reset, batch, time)
         if lengths is not None:

@@ -5,9 +5,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from seriatim.core.derived import Derived
 from seriatim.core.errors import check_divisible, check_positive, check_size
 from seriatim.core.mixer import Mixer
-from seriatim.mixers.state_space.invariant_base import System, read_system
+from seriatim.mixers.state_space.invariant_base import System, read_system, real_system
 from seriatim.nn.diagonal_system import DiagonalSystem
 from seriatim.nn.diagonal_system import reference as reference_system
 from seriatim.nn.short_conv import ShortConv
@@ -67,6 +68,7 @@ class H3(Mixer):
         self.system = DiagonalSystem(self.heads, 1, state_size, init, discretization, step_min, step_max)
         self.skip = nn.Parameter(torch.randn(self.heads))
         self.out = nn.Linear(dim, dim)
+        self.kept = Derived(real_system)
 
     def init_state(self, batch: int) -> H3State:
         tail = self.new_state(batch, self.shift_size - 1, self.dim)
@@ -81,7 +83,7 @@ class H3(Mixer):
         products = torch.einsum("bthk,bthv->bkvth", k, v)
         entries = self.head_dim**2  # the heads' systems read each entry as a row of its own
         again = (None if z is None else z.repeat_interleave(entries, 0) for z in (reset, lengths))
-        y, end = read_system(self._discrete, products.flatten(0, 2), state.system.flatten(0, 2), *again)
+        y, end = read_system(self.kept, self._discrete, products.flatten(0, 2), state.system.flatten(0, 2), *again)
         y = torch.addcmul(y.squeeze(3).view_as(products), self.skip, products)
         o = torch.einsum("bthk,bkvth->bthv", q, y)
         return self.out(o.flatten(2)), H3State(tail, end.view_as(state.system))

@@ -11,7 +11,7 @@ from seriatim import ops
 from seriatim.core.derived import Derived
 from seriatim.core.mixer import Mixer
 
-__all__ = ["InvariantMixer", "System", "read_system", "response"]
+__all__ = ["InvariantMixer", "System", "read_system", "real_system", "response"]
 
 
 class System(NamedTuple):
@@ -34,6 +34,10 @@ class InvariantMixer(Mixer):
     state_shape: tuple[int, ...]
     rate: float = 1.0
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = Derived(real_system)
+
     @abstractmethod
     def project(self, x: Tensor) -> Tensor:
         """What drives the systems, (B, T, G), from the tokens x (B, T, dim)."""
@@ -51,7 +55,7 @@ class InvariantMixer(Mixer):
 
     def mix(self, x: Tensor, state: Tensor, reset: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         u = self.project(x)
-        y, state = read_system(self.system, u, state, reset, lengths)
+        y, state = read_system(self.kept, self.system, u, state, reset, lengths)
         return self.readout(x, u, y), state
 
     def kernel(self, length: int) -> Tensor:
@@ -79,15 +83,21 @@ def response(system: System, length: int) -> Tensor:
 
 
 def read_system(
-    system: Callable[[], System], u: Tensor, state: Tensor, reset: Tensor | None, lengths: Tensor | None
+    kept: Derived[System],
+    system: Callable[[], System],
+    u: Tensor,
+    state: Tensor,
+    reset: Tensor | None,
+    lengths: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """The answers (B, T, G, M) of systems driven by u (B, T, G), and the state after the segment.
 
-    `system` is a method of the mixer, whose answer is kept while it writes token after token. A complex state is (B, G,
-    N, 2), real and imaginary parts.
+    `system` is a method of the mixer, whose answer is kept in `kept`, a `Derived(real_system)`, while the mixer writes
+    token after token. A complex state is (B, G, N, 2), real and imaginary parts.
     """
     if u.size(1) == 1 and reset is None and lengths is None and not torch.is_grad_enabled():
-        return _read_token(_systems(system), u, state)
+        return _read_token(kept(system), u, state)
+    kept.forget()
     parts = state.dim() == 4
     # Copied, not viewed: the memory of a loaded state need not be aligned for complex numbers.
     start = torch.complex(*state.unbind(-1)) if parts else state
@@ -110,11 +120,8 @@ def _read_token(system: System, u: Tensor, state: Tensor) -> tuple[Tensor, Tenso
     return answers.sum(3).unsqueeze(1).to(u.dtype), state
 
 
-def _real(system: System) -> System:
+def real_system(system: System) -> System:
     """Complex systems as real and imaginary parts along a first axis."""
     if not any(z.is_complex() for z in system):
         return system
     return System(*(torch.stack([z.real, z.imag if z.is_complex() else torch.zeros_like(z)]) for z in system))
-
-
-_systems = Derived(_real)  # of mixers that are stepping

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from seriatim.core.errors import SeriatimError, check_positive, check_size
+from seriatim.core.errors import SeriatimError, check_number, check_positive, check_size
 from seriatim.core.mixer import state_dtype
 from seriatim.mixers.state_space.mimo_base import MIMOMixer, MIMOSystem
 from seriatim.nn.glu_output import GLUOutput
@@ -46,6 +46,7 @@ class LRU(MIMOMixer):
         self.states = dim if state_size is None else state_size
         check_size(dim=dim, state_size=self.states)
         check_positive(max_phase=max_phase)
+        check_number(r_min=r_min, r_max=r_max)
         if not 0 <= r_min < r_max <= 1:
             raise SeriatimError(f"r_min is {r_min} and r_max is {r_max}; it must be that 0 <= r_min < r_max <= 1")
         self.dim, self.state_size = dim, state_size

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from seriatim.core import ragged
-from seriatim.core.errors import SeriatimError, check_divisible, check_positive, check_size
+from seriatim.core.errors import SeriatimError, check_divisible, check_number, check_positive, check_size
 from seriatim.core.linear import linear_in
 from seriatim.core.mixer import Mixer
 from seriatim.mixers.state_space.base import DualInputs, DualState, dual_scan
@@ -124,8 +124,9 @@ class Mamba2(Mixer):
 
 
 def _check_steps(step_min: float, step_max: float | None) -> None:
-    if isinstance(step_min, bool) or not isinstance(step_min, (int, float)) or not step_min >= 0:
-        raise SeriatimError(f"step_min is {step_min!r}; it must be a number of at least 0")
+    check_number(step_min=step_min)
+    if step_min < 0:
+        raise SeriatimError(f"step_min is {step_min}; it must be at least 0")
     if step_max is not None:
         check_positive(step_max=step_max)
         if step_max < step_min:

@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seriatim.core import ragged
+from seriatim.core.derived import Derived
 from seriatim.core.errors import SeriatimError, check_one_of, check_size
 from seriatim.core.mixer import Mixer, state_dtype
-from seriatim.mixers.state_space.invariant_base import System, read_system
+from seriatim.mixers.state_space.invariant_base import System, read_system, real_system
 from seriatim.ops.short_conv import last_inputs
 
 __all__ = ["Mega", "MegaState"]
@@ -73,14 +74,16 @@ class Mega(Mixer):
         bias: str = "simple",
     ):
         super().__init__()
+        check_size(dim=dim, chunk=chunk, state_size=state_size, key_dim=key_dim)
         width = 2 * dim if inner is None else inner
-        check_size(dim=dim, chunk=chunk, state_size=state_size, key_dim=key_dim, inner=width)
+        check_size(inner=width)
         check_one_of("attention", attention, ATTENTIONS)
         check_one_of("bias", bias, BIASES)
         if bias == "rotary" and key_dim % 2:
             raise SeriatimError(f"key_dim is {key_dim}; it must be even for rotary biases")
         self.dim, self.chunk, self.state_size, self.key_dim, self.inner = dim, chunk, state_size, key_dim, inner
         self.attention, self.bias, self.width = attention, bias, width
+        self.kept = Derived(real_system)
         sign = 1.0 - 2.0 * (torch.arange(state_size) % 2)
         self.delta, self.alpha = (nn.Parameter(0.2 * torch.randn(dim, state_size)) for _ in range(2))
         self.beta = nn.Parameter(sign + 0.02 * torch.randn(dim, state_size))
@@ -108,7 +111,7 @@ class Mega(Mixer):
     ) -> tuple[Tensor, MegaState]:
         if x.size(1) == 0:
             return x, state
-        averages, average = read_system(self._averages, x, state.average, reset, lengths)
+        averages, average = read_system(self.kept, self._averages, x, state.average, reset, lengths)
         m = F.silu(torch.addcmul(averages.squeeze(3), self.omega, x))
         gate, hidden, z, r = self.gates(m).split([self.dim, self.dim, self.key_dim, self.width], -1)
         q, k = torch.addcmul(self.shift, self.scale, F.silu(z).unsqueeze(2)).unbind(2)

@@ -36,6 +36,10 @@ class MIMOMixer(Mixer):
     states: int
     D: nn.Parameter
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = Derived(_real)
+
     @abstractmethod
     def system(self) -> MIMOSystem:
         """The system in discrete time, complex64 or complex128."""
@@ -50,6 +54,7 @@ class MIMOMixer(Mixer):
     def mix(self, x: Tensor, state: Tensor, reset: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         if x.size(1) == 1 and reset is None and lengths is None and not torch.is_grad_enabled():
             return self._read_token(x, state)
+        self.kept.forget()
         A, B, C = self.system()
         start = torch.view_as_complex(state.contiguous())
         with full_precision(x.device):  # products of real numbers, a complex one as two
@@ -63,7 +68,7 @@ class MIMOMixer(Mixer):
 
     def _read_token(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """The same for one token in real numbers, of which programs of single steps are made."""
-        A, inputs, answers = _systems(self.system)
+        A, inputs, answers = self.kept(self.system)
         drive = F.linear(x.squeeze(1).to(inputs.dtype), inputs)
         real, imaginary = state.unbind(2)
         turned = torch.stack([A[0] * real - A[1] * imaginary, A[0] * imaginary + A[1] * real], 2)
@@ -88,7 +93,4 @@ def _real(system: MIMOSystem) -> tuple[Tensor, Tensor, Tensor]:
     """A (2, N); B (2 N, dim), a real and an imaginary part by turns; C (dim, 2 N), so that it reads the real part."""
     A, B, C = system
     inputs = torch.view_as_real(B).movedim(2, 1).flatten(0, 1)
-    return torch.view_as_real(A).T.clone(), inputs.clone(), torch.view_as_real(C.conj_physical()).flatten(1).clone()
-
-
-_systems = Derived(_real)  # of mixers that are stepping
+    return torch.view_as_real(A).T, inputs, torch.view_as_real(C.conj_physical()).flatten(1)
