@@ -62,3 +62,15 @@ def test_windows_fade_at_rates_between_the_two_bounds():
 def test_a_wrong_option_is_named(options, message):
     with pytest.raises(SeriatimError, match=message):
         build("hyena", dim=4, **options)
+
+
+@torch.no_grad()
+def test_filters_are_written_once_for_a_stream_and_again_when_they_change():
+    mixer, x = hyena(filter_length=20), torch.randn(2, 3, 4, dtype=torch.float64)
+    _, state = mixer.step(x[:, 0], mixer.init_state(2))
+    kept = mixer.kept(mixer.filters)
+    mixer.step(x[:, 1], state)
+    assert mixer.kept(mixer.filters) is kept
+    mixer.last.weight.mul_(2)
+    y, _ = mixer.step(x[:, 1], state)
+    assert_close([y], [mixer(x[:, 1:], state)[0][:, 0]], 1e-12, "step")

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seriatim import ops
+from seriatim.core.derived import Derived
 from seriatim.core.errors import SeriatimError, check_positive, check_size
 from seriatim.core.mixer import Mixer, state_dtype
 from seriatim.nn.short_conv import ShortConv
@@ -78,6 +79,7 @@ class Hyena(Mixer):
         self.last = nn.Linear(width, dim * order, bias=False)
         self.skip = nn.Parameter(torch.randn(order, dim))
         self.out = nn.Linear(dim, dim)
+        self.kept = Derived(torch.Tensor.unbind)
 
     def init_state(self, batch: int) -> HyenaState:
         short = self.new_state(batch, self.conv_size - 1, (self.order + 1) * self.dim)
@@ -88,8 +90,13 @@ class Hyena(Mixer):
     ) -> tuple[Tensor, HyenaState]:
         inputs, short = self.short(self.project(x), state.short, reset, lengths)
         *gates, z = inputs.chunk(self.order + 1, -1)
+        if x.size(1) == 1:
+            filters = self.kept(self.filters)
+        else:
+            self.kept.forget()
+            filters = self.filters().unbind()
         tails = []
-        for n, (gate, kernel) in enumerate(zip(gates, self.filters(), strict=True)):
+        for n, (gate, kernel) in enumerate(zip(gates, filters, strict=True)):
             y, tail = ops.long_conv(z, kernel, state=state.long[:, n], reset=reset, lengths=lengths)
             z = gate * torch.addcmul(y, self.skip[n], z)
             tails.append(tail)
