@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from seriatim import ops
+from seriatim.core.derived import Derived
 from seriatim.core.errors import check_size
 from seriatim.core.mixer import state_dtype
 from seriatim.nn.discretization import discretize
@@ -41,7 +42,18 @@ class LegendreMemory(nn.Module):
         self, u: Tensor, state: Tensor, reset: Tensor | None = None, lengths: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """u (B, T, signals) to m at every token, (B, T, signals, order), in the dtype of u; and the state."""
+        alone = u.size(1) == 1 and reset is None and lengths is None
+        if alone and state.dtype == torch.float32 and not torch.is_grad_enabled():
+            A, B = _kept(self._single)  # of which programs of single steps are made
+            state = state @ A.mT + B * u.to(B.dtype).transpose(1, 2)
+            return state.unsqueeze(1).to(u.dtype), state
         A, B = self.matrices(state_dtype(u.dtype))
         answers = torch.eye(self.order, dtype=B.dtype, device=B.device)
         system = [z.expand(u.size(2), *z.shape) for z in (A, B, answers)]
         return ops.invariant_scan(u, *system, state=state, reset=reset, lengths=lengths)
+
+    def _single(self) -> tuple[Tensor, Tensor]:
+        return self.matrices(torch.float32)
+
+
+_kept: Derived[tuple[Tensor, Tensor]] = Derived(tuple)  # of memories that are stepping

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seriatim import ops
+from seriatim.core.derived import Derived
 from seriatim.core.errors import SeriatimError, check_positive, check_size
 from seriatim.core.mixer import Mixer, state_dtype
 from seriatim.nn.short_conv import ShortConv
@@ -89,7 +90,8 @@ class Hyena(Mixer):
         inputs, short = self.short(self.project(x), state.short, reset, lengths)
         *gates, z = inputs.chunk(self.order + 1, -1)
         tails = []
-        for n, (gate, kernel) in enumerate(zip(gates, self.filters(), strict=True)):
+        (filters,) = _filters(self.filters)
+        for n, (gate, kernel) in enumerate(zip(gates, filters, strict=True)):
             y, tail = ops.long_conv(z, kernel, state=state.long[:, n], reset=reset, lengths=lengths)
             z = gate * torch.addcmul(y, self.skip[n], z)
             tails.append(tail)
@@ -110,6 +112,9 @@ class Hyena(Mixer):
             rates = torch.linspace(slow, fast, self.dim * self.order, dtype=wide, device=device)
             h = F.linear(z, self.last.weight.to(wide)) * torch.exp(-rates * place)
         return h.mT.unflatten(0, (self.dim, self.order)).transpose(0, 1)
+
+
+_filters: Derived[tuple[Tensor]] = Derived(lambda found: (found,))  # of mixers that are stepping
 
 
 def reference(m: Hyena, x: Tensor) -> Tensor:
