@@ -13,6 +13,7 @@ import torch
 from seriatim.core.build import build, spec
 from seriatim.core.errors import SeriatimError
 from seriatim.tasks.long_range.pathfinder import APART, MARGIN
+from seriatim.tasks.long_range.spoken_digits import _filters, log_mel
 
 
 def generator(seed=0):
@@ -123,6 +124,37 @@ def test_recordings_and_their_official_test_split(recordings):
     assert set(batch.targets[batch.scored].tolist()) == {3, 7}
 
 
+def test_bands_of_a_spectrogram(tmp_path):
+    folder, wave = tmp_path / "tones", torch.arange(1000) * (2 * torch.pi / 8000)
+    folder.mkdir()
+    for take, pitch in ((0, 440.0), (5, 2500.0)):
+        samples = (8000 * torch.sin(pitch * wave)).round().int().tolist()
+        (folder / f"1_anna_{take}.wav").write_bytes(sound(samples))
+    task = build({"task": "spoken_digits", "folder": str(folder), "bands": 20})
+    assert (task.channels, task.length) == (20, 98)
+    train, test = task.load()
+    assert train.lengths.tolist() == test.lengths.tolist() == [11]  # 200 + 10 * 80 samples
+    highest = 1127 * math.log1p(4000 / 700)
+    for part, pitch in ((test, 440.0), (train, 2500.0)):
+        lowest = 1127 * math.log1p(20 / 700)
+        band = (1127 * math.log1p(pitch / 700) - lowest) / (highest - lowest) * 21 - 1
+        assert (part.values[0, :11].argmax(1) == round(band)).all()
+        assert not part.values[0, 11:].any()
+
+
+def test_a_frame_is_what_was_heard_by_then():
+    heard, rest = torch.randn(2, 500, generator=generator()) / 10
+    early, both = log_mel(heard, 16), log_mel(torch.cat([heard, rest]), 16)
+    assert early.shape == (4, 16)
+    assert torch.equal(both[:4], early)
+    assert abs(log_mel(torch.cat([heard, rest]), 16).mean()) < 1
+    frame = (heard[80:280] * torch.hann_window(200)).double()
+    turns = torch.outer(torch.arange(129), torch.arange(200)).double() * (2 * torch.pi / 256)
+    energy = (turns.cos() @ frame).square() + (turns.sin() @ frame).square()
+    logs = ((energy @ _filters(16).double() + 1e-5).log() + 5.3) / 3.7
+    assert torch.allclose(early[1].double(), logs, atol=1e-5)
+
+
 def test_means_of_neighbouring_samples(recordings):
     task = build({"task": "spoken_digits", "folder": str(recordings), "samples": 40, "every": 4})
     assert task.length == 10
@@ -159,6 +191,10 @@ def test_an_image_is_white_on_its_curve():
         ({"task": "spoken_digits", "folder": "/nowhere"}, "folder is '/nowhere', where there are no recordings"),
         ({"task": "spoken_digits"}, "folder is '', where there are no recordings"),
         ({"task": "spoken_digits", "samples": 4, "every": 5}, "every is 5; it must be at most samples, which is 4"),
+        ({"task": "spoken_digits", "bands": 8, "every": 5}, "every is 5; it must be 1 where there are bands"),
+        ({"task": "spoken_digits", "bands": 8, "samples": 150}, "samples is 150; it must be at least 200, a frame"),
+        ({"task": "spoken_digits", "bands": 300}, "bands is 300; with so many one holds no bin"),
+        ({"task": "spoken_digits", "bands": -1}, "bands is -1; it must be a whole number"),
         ({"task": "pathfinder", "distractors": -1}, "distractors is -1; it must be a whole number, 0 or more"),
         ({"task": "pathfinder", "size": 8}, "dashes is 6; curves of so many do not fit into a size of 8"),
     ],
