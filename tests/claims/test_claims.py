@@ -73,6 +73,19 @@ def test_a_script_that_fails_does_not_stop_the_others(folder, capsys):
     assert "1 of 2 hold" in printed
 
 
+def test_a_claim_without_its_data_is_passed_over(folder, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("SERIATIM_DATA", str(tmp_path))
+    script = SCRIPT.replace("import Finding", "import Finding, data").replace(
+        "return [", "data('some/file.csv')\n    return ["
+    )
+    (folder / "001_far.py").write_text(script)
+    assert run(folder) == 0
+    assert f"passed over: needs some/file.csv in the folder that SERIATIM_DATA names, which is {str(tmp_path)!r}" in (
+        capsys.readouterr().out
+    )
+    assert [path.name for path in (folder / "results").iterdir()] == ["012.json"]
+
+
 def test_list_says_what_is_claimed(folder, capsys):
     assert run(folder, "--list") == 0
     assert capsys.readouterr().out == "012 two: Two is more than one.\n"

@@ -27,9 +27,9 @@ SPECIAL += [3e38, -3e38, math.inf, -math.inf, math.nan]
 
 def check(function, x, state=None, tolerance=1e-6, module=None):
     """The program of `function`, as a step, against the function."""
-    module = module or Applied(function, x.size(1))
     if state is None:
         state = torch.randn(x.size(0), x.size(1))
+    module = module or Applied(function, x.size(1), state.shape[1:], state.dtype)
     with torch.no_grad():
         found = module.step(x, state)
         assert has_program(module), function
@@ -191,6 +191,8 @@ ROWS = {
     "fused rms norm": lambda x: torch.ops.aten._fused_rms_norm(x, [x.size(1)], x[0], 1e-6)[0],
     "cat": lambda x: torch.cat([x, 2 * x, x[:, 1:2]], 1)[:, 3 : 3 + x.size(1)],
     "stack": lambda x: torch.stack([x, -x], 2).flatten(1)[:, 1 : 1 + x.size(1)],
+    "cat of nothing": lambda x: torch.cat([x[:, :0], x, 2 * x], 1)[:, : x.size(1)],
+    "flip": lambda x: x.flip(1) + 2 * x.flip(0, 1).exp(),
     "pad": lambda x: F.pad(x, (1, 2, 0, 0), value=3.0)[:, : x.size(1)] + F.pad(x, (1, 0))[:, 1:],
     "pad of nothing": lambda x: x + F.pad(x[:, :0], (x.size(1), 0), value=2.0),
     "select": lambda x: x.index_select(0, torch.tensor([2, 0, 1])) + F.embedding(torch.tensor([0, 2, 2]), x),

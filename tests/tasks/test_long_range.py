@@ -13,6 +13,7 @@ import torch
 from seriatim.core.build import build, spec
 from seriatim.core.errors import SeriatimError
 from seriatim.tasks.long_range.pathfinder import APART, MARGIN
+from seriatim.tasks.long_range.spoken_digits import log_mel
 
 
 def generator(seed=0):
@@ -48,6 +49,10 @@ def recordings(tmp_path):
                     archive.addfile(info, io.BytesIO(content))
     (folder / "README.txt").write_text("not a recording")
     return folder
+
+
+def mel(pitch):
+    return 1127 * math.log1p(pitch / 700)
 
 
 def sound(samples):
@@ -123,6 +128,38 @@ def test_recordings_and_their_official_test_split(recordings):
     assert set(batch.targets[batch.scored].tolist()) == {3, 7}
 
 
+def test_bands_of_a_spectrogram(tmp_path):
+    folder, wave = tmp_path / "tones", torch.arange(1000) * (2 * torch.pi / 8000)
+    folder.mkdir()
+    for take, pitch in ((0, 440.0), (5, 2500.0)):
+        samples = (8000 * torch.sin(pitch * wave)).round().int().tolist()
+        (folder / f"1_anna_{take}.wav").write_bytes(sound(samples))
+    task = build({"task": "spoken_digits", "folder": str(folder), "bands": 20})
+    assert (task.channels, task.length) == (20, 98)
+    train, test = task.load()
+    assert train.lengths.tolist() == test.lengths.tolist() == [11]  # 200 + 10 * 80 samples
+    for part, pitch in ((test, 440.0), (train, 2500.0)):
+        band = (mel(pitch) - mel(20)) / (mel(4000) - mel(20)) * 21 - 1
+        assert (part.values[0, :11].argmax(1) == round(band)).all()
+        assert not part.values[0, 11:].any()
+
+
+def test_a_frame_is_what_was_heard_by_then():
+    heard, rest = torch.randn(2, 500, generator=generator()) / 10
+    early, both = log_mel(heard, 16), log_mel(torch.cat([heard, rest]), 16)
+    assert early.shape == (4, 16)
+    assert torch.equal(both[:4], early)
+    frame = (heard[80:280] * torch.hann_window(200)).double()
+    turns = torch.outer(torch.arange(129), torch.arange(200)).double() * (2 * torch.pi / 256)
+    energy = (turns.cos() @ frame).square() + (turns.sin() @ frame).square()
+    low, high = mel(20), mel(4000)
+    for band in range(16):
+        centre = low + (band + 1) * (high - low) / 17
+        shares = [max(0.0, 1 - abs(mel(k * 31.25) - centre) * 17 / (high - low)) for k in range(129)]
+        logarithm = math.log(sum(e * share for e, share in zip(energy.tolist(), shares, strict=True)) + 1e-5)
+        assert abs(early[1, band] - (logarithm + 5.3) / 3.7) < 1e-5
+
+
 def test_means_of_neighbouring_samples(recordings):
     task = build({"task": "spoken_digits", "folder": str(recordings), "samples": 40, "every": 4})
     assert task.length == 10
@@ -159,6 +196,10 @@ def test_an_image_is_white_on_its_curve():
         ({"task": "spoken_digits", "folder": "/nowhere"}, "folder is '/nowhere', where there are no recordings"),
         ({"task": "spoken_digits"}, "folder is '', where there are no recordings"),
         ({"task": "spoken_digits", "samples": 4, "every": 5}, "every is 5; it must be at most samples, which is 4"),
+        ({"task": "spoken_digits", "bands": 8, "every": 5}, "every is 5; it must be 1 where there are bands"),
+        ({"task": "spoken_digits", "bands": 8, "samples": 150}, "samples is 150; it must be at least 200, a frame"),
+        ({"task": "spoken_digits", "bands": 300}, "bands is 300; with so many one holds no bin"),
+        ({"task": "spoken_digits", "bands": -1}, "bands is -1; it must be a whole number"),
         ({"task": "pathfinder", "distractors": -1}, "distractors is -1; it must be a whole number, 0 or more"),
         ({"task": "pathfinder", "size": 8}, "dashes is 6; curves of so many do not fit into a size of 8"),
     ],

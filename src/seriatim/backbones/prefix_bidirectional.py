@@ -63,9 +63,11 @@ class PrefixBidirectional(Mixer):
         prompt, real = state.prompt, x.size(1) if lengths is None else lengths
         if reset is not None:
             prompt = torch.minimum(prompt, (ragged.segments(reset) == 0).sum(1))
+        left = (prompt - real).clamp(min=0)
+        if x.size(1) == 1:  # the same from either side
+            return past + self.backwards(x)[0], PrefixBidirectionalState(left, inner)
         alone = ~ragged.real_tokens(prompt.clamp(max=real), x.size(1))
         future, _ = self.backwards(reverse(x, alone), reset=alone)
-        left = (prompt - real).clamp(min=0)
         return past + reverse(future, alone), PrefixBidirectionalState(left, inner)
 
 

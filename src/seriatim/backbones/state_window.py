@@ -91,6 +91,10 @@ class StateWindow(MitigatedMamba2):
     def _keep(self, state: WindowState, reset: Tensor | None, lengths: Tensor | None) -> WindowState:
         """Of all tokens seen the last r of the document that the state is in; h_{t-r} where it is of that document."""
         time = state.step.size(1) - self.size
+        if reset is None and lengths is None:
+            return WindowState(
+                state.now, state.before, *(z[:, time:].to(state.now.dtype, copy=True) for z in state[2:])
+            )
         ends = state.step.new_full((state.step.size(0),), time, dtype=torch.long) if lengths is None else lengths
         places = ends.long()[:, None] + torch.arange(self.size, device=ends.device)
         rows = torch.arange(places.size(0), device=ends.device)
@@ -104,7 +108,12 @@ class StateWindow(MitigatedMamba2):
 
 
 def _window_sums(values: Tensor, size: int) -> Tensor:
-    """(B, r + T, ...) to (B, T + 1, ...): the sums of every r tokens that stand side by side, in float64."""
+    """(B, r + T, ...) to (B, T + 1, ...): the sums of every r tokens that stand side by side.
+
+    Of many they are differences, taken in float64.
+    """
+    if values.size(1) == size + 1:  # one token
+        return torch.stack([values[:, :-1].sum(1), values[:, 1:].sum(1)], 1)
     sums = values.double().cumsum(1)
     sums = torch.cat([torch.zeros_like(sums[:, :1]), sums], 1)
     return sums[:, size:] - sums[:, :-size]

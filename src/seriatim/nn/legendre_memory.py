@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from seriatim import ops
+from seriatim.core.derived import Derived
 from seriatim.core.errors import check_size
 from seriatim.core.mixer import state_dtype
 from seriatim.nn.discretization import discretize
@@ -28,6 +29,7 @@ class LegendreMemory(nn.Module):
         super().__init__()
         check_size(order=order)
         self.order, self.window = order, window
+        self.kept = Derived(tuple)
         A, B = discretize(*legendre_delay(order, window), torch.ones((), dtype=torch.float64), "zoh")
         # As the bits of float64: a module that is moved to half precision would round a buffer of floats.
         self.register_buffer("A_bits", A.contiguous().view(torch.int64), persistent=False)
@@ -41,7 +43,16 @@ class LegendreMemory(nn.Module):
         self, u: Tensor, state: Tensor, reset: Tensor | None = None, lengths: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """u (B, T, signals) to m at every token, (B, T, signals, order), in the dtype of u; and the state."""
+        alone = u.size(1) == 1 and reset is None and lengths is None
+        if alone and state.dtype == torch.float32 and not torch.is_grad_enabled():
+            A, B = self.kept(self._single)  # of which programs of single steps are made
+            state = state @ A.mT + B * u.to(B.dtype).transpose(1, 2)
+            return state.unsqueeze(1).to(u.dtype), state
+        self.kept.forget()
         A, B = self.matrices(state_dtype(u.dtype))
         answers = torch.eye(self.order, dtype=B.dtype, device=B.device)
         system = [z.expand(u.size(2), *z.shape) for z in (A, B, answers)]
         return ops.invariant_scan(u, *system, state=state, reset=reset, lengths=lengths)
+
+    def _single(self) -> tuple[Tensor, Tensor]:
+        return self.matrices(torch.float32)

@@ -123,14 +123,16 @@ def _step(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, reset: 
 
 def last_inputs(inputs: Tensor, document: Tensor | None, lengths: Tensor | None, taps: int) -> Tensor:
     """The last W - 1 of the first W - 1 + lengths inputs, 0 where they belong to an earlier document than the last."""
-    batch, total, dim = inputs.shape
-    if lengths is None:
-        index = torch.arange(total - taps + 1, total, device=inputs.device).expand(batch, -1)
-    else:
-        index = lengths[:, None] + torch.arange(taps - 1, device=inputs.device)
-    # Gathered: a view would keep all the inputs in memory for as long as the state lives.
-    tail = inputs.gather(1, index.unsqueeze(2).expand(-1, -1, dim))
+    tail = _last(inputs, lengths, taps - 1)
     if document is None:
         return tail
-    last = document[:, -1:]  # resets in the padding are gone, so nothing begins behind the real tokens
-    return ragged.mask(tail, document.gather(1, index) == last)
+    # Resets in the padding are gone, so nothing begins behind the real tokens.
+    return ragged.mask(tail, _last(document, lengths, taps - 1) == document[:, -1:])
+
+
+def _last(values: Tensor, lengths: Tensor | None, count: int) -> Tensor:
+    """Of (B, count + T, ...) those before token lengths[b]: copied, for a view keeps all of them in memory."""
+    if lengths is None:
+        return values[:, values.size(1) - count :].clone()
+    index = lengths[:, None] + torch.arange(count, device=values.device)
+    return values[torch.arange(values.size(0), device=values.device)[:, None], index]

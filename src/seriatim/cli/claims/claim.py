@@ -1,6 +1,7 @@
 """A claim: what a paper says, and a function that looks whether it is so."""
 
 import importlib.util
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from types import ModuleType
 
 from seriatim.core.errors import SeriatimError
 
-__all__ = ["Claim", "Finding", "find_claims"]
+__all__ = ["Absent", "Claim", "Finding", "data", "find_claims"]
 
 _NAME = re.compile(r"(\d{3})_(\w+)\.py")
 
@@ -22,6 +23,22 @@ class Finding:
     paper: str  # the paper's figure, in its own setting
     ours: str
     holds: bool | None
+
+
+class Absent(SeriatimError):  # noqa: N818 (what it says is no mistake)
+    """A claim cannot be tried here; what was found elsewhere is kept."""
+
+
+def data(path: str) -> Path:
+    """A file or folder in the one that the environment variable SERIATIM_DATA names.
+
+    Raises:
+        Absent: it is not there.
+    """
+    folder = os.environ.get("SERIATIM_DATA", "")
+    if not folder or not (Path(folder) / path).exists():
+        raise Absent(f"needs {path} in the folder that SERIATIM_DATA names, which is {folder!r}")
+    return Path(folder) / path
 
 
 @dataclass(frozen=True)

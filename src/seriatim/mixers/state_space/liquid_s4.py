@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seriatim import ops
 from seriatim.core import ragged
+from seriatim.core.derived import Derived
 from seriatim.core.errors import SeriatimError, check_one_of, check_positive, check_size
 from seriatim.core.mixer import Mixer
+from seriatim.mixers.state_space.invariant_base import System, read_system, real_system
 from seriatim.nn.diagonal_system import DiagonalSystem
 from seriatim.nn.diagonal_system import reference as reference_system
 from seriatim.nn.glu_output import GLUOutput
@@ -83,6 +84,7 @@ class LiquidS4(Mixer):
         self.system = DiagonalSystem(dim, 1, state_size, init, discretization, step_min, step_max, weighted=True)
         self.D = nn.Parameter(torch.randn(dim))
         self.out = GLUOutput(dim, dim)
+        self.kept, self.kept_weights = Derived(real_system), Derived(tuple)
 
     def init_state(self, batch: int) -> LiquidS4State:
         tail = self.new_state(batch, self.order - 1, self.dim)
@@ -91,16 +93,27 @@ class LiquidS4(Mixer):
     def mix(
         self, x: Tensor, state: LiquidS4State, reset: Tensor | None, lengths: Tensor | None
     ) -> tuple[Tensor, LiquidS4State]:
-        A, B, C = self.system(self.rate)
-        u = x.to(B.real.dtype)
-        products, tail = self._products(u, 2 * B.real.sum(1), state.tail, reset, lengths)
+        if x.size(1) == 1:
+            weight, through = self.kept_weights(self._products_weights)
+        else:
+            self.kept_weights.forget()
+            weight, through = self._products_weights()
+        u = x.to(weight.dtype)
+        products, tail = self._products(u, weight, state.tail, reset, lengths)
         drive = u + products if self.kernel == "kb" else u
-        start = torch.complex(*state.system.unbind(-1))
-        y, end = ops.invariant_scan(drive, A, B, C, state=start, reset=reset, lengths=lengths)
+        y, end = read_system(self.kept, self._discrete, drive, state.system, reset, lengths)
         y = y.squeeze(3)
         if self.kernel == "pb":
-            y = y + (C.squeeze(1) * B).sum(1).real * products
-        return self.out(torch.addcmul(y, self.D, u).to(x.dtype)), LiquidS4State(tail, torch.view_as_real(end))
+            y = y + through * products
+        return self.out(torch.addcmul(y, self.D, u).to(x.dtype)), LiquidS4State(tail, end)
+
+    def _discrete(self) -> System:
+        return System(*self.system(self.rate))
+
+    def _products_weights(self) -> tuple[Tensor, Tensor]:
+        """Of a product of neighbours, and of what it adds to the answer without the state, (D,) each."""
+        _, B, C = self.system(self.rate)
+        return 2 * B.real.sum(1), (C.squeeze(1) * B).sum(1).real
 
     def _products(
         self, u: Tensor, weight: Tensor, tail: Tensor, reset: Tensor | None, lengths: Tensor | None

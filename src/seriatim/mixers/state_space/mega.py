@@ -143,13 +143,13 @@ class Mega(Mixer):
         place = torch.arange(before + size, device=q.device)
         distance = place[:size, None] + before - place  # (size, before + size)
         visible = (distance >= 0) & (distance <= seen.unflatten(1, (-1, size)).unsqueeze(3))
-        bias = self._biases(q.dtype)[distance.clamp(0, before)]
+        bias = self._biases(q.dtype).index_select(0, distance.clamp(0, before).flatten()).view(distance.shape)
         scores = torch.einsum("bnlk,bnkj->bnlj", q, keys)
         if self.attention == "softmax":
             scores = scores * self.key_dim**-0.5 + bias
             weights = torch.softmax(scores.masked_fill(~visible, float("-inf")), -1)
         else:
-            scores = scores / visible.sum(-1, keepdim=True) + bias
+            scores = scores / visible.sum(-1, keepdim=True, dtype=scores.dtype) + bias
             weights = 0.5 + 0.5 * torch.erf((scores - LAPLACE_MEAN) / (LAPLACE_DEVIATION * math.sqrt(2)))
             weights = weights.masked_fill(~visible, 0.0)
         return torch.einsum("bnlj,bnvj->bnlv", weights, values.to(weights.dtype)).flatten(1, 2)[:, :time]

@@ -149,6 +149,8 @@ class _Lowering:
     def output(self, index: int, found: Reference) -> Buffer:
         """The buffer of an output, contiguous and nobody else's."""
         view, kind = self.view(found), kind_of(found.dtype)
+        if view.size == 0:
+            return Buffer(kind, 0, ("output", index))
         own = view.buffer.origin is None and view.buffer.kind == kind and view.buffer.writers == 0
         if not (own and view.is_whole):
             target = Buffer(kind, view.size)

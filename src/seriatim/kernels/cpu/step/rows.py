@@ -143,7 +143,7 @@ def _rms_norm(
 
 
 def _cat(writer: Writer, tensors: Sequence[View], dim: int = 0) -> View:
-    tensors = [z for z in tensors if z.shape != (0,)]
+    tensors = [z for z in tensors if z.size] or tensors[:1]
     kinds = {z.buffer.kind == INT for z in tensors}
     if len(kinds) > 1:
         raise Unsupported("integers and floating numbers put together")
@@ -168,6 +168,14 @@ def _stack(writer: Writer, tensors: Sequence[View], dim: int = 0) -> View:
         ],
         dim,
     )
+
+
+def _flip(writer: Writer, x: View, dims: Sequence[int]) -> View:
+    for dim in dims:
+        last = x.offset + (x.shape[dim] - 1) * x.stride[dim]
+        stride = [-step if i == dim % len(x.stride) else step for i, step in enumerate(x.stride)]
+        x = x._replace(offset=last, stride=tuple(stride))
+    return writer.copy(x)
 
 
 def _pad(writer: Writer, x: View, pad: Sequence[int], value: float = 0) -> View:
@@ -231,6 +239,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "cat": _cat,
     "constant_pad_nd": _pad,
     "embedding": _embedding,
+    "flip": _flip,
     "index_select": _index_select,
     "linalg_vector_norm": _norm,
     "mean": _mean,
