@@ -95,7 +95,7 @@ def test_learns_where_a_point_flies():
         (lambda: FilmModel(layers="conv_s5"), "layers is 'conv_s5'; it must be a list"),
         (lambda: FilmModel(layers=["gla"]), "gla has no option 'channels'"),
         (lambda: FilmModel(dim=4, layers=[{"mixer": CONV_S5, "channels": 8}]), r"layers\[0\] is .*of dim channels"),
-        (lambda: FilmModel(depths=[]), r"depths is \[\]"),
+        (lambda: FilmModel(depths=8), "depths is 8; it must be a list of at least one number"),
         (lambda: FilmModel(depths=[8, 6]), "channels is 6 and groups is 4"),
         (lambda: FilmModel()(torch.zeros(1, 2, 1, 8, 10)), "frames have 8 x 10 pixels; .* multiples of 4"),
         (lambda: FilmModel()(torch.zeros(1, 2, 3, 8, 8)), r"x has shape \(1, 2, 3, 8, 8\)"),

@@ -34,7 +34,7 @@ class FilmModel(FrameMixer):
     a layer norm of each pixel's channels. Weights begin normal with a variance of one over the inputs.
 
     It obeys the contract on frames of numbers from 0 to 1, whose sides can be halved once less often than there are
-    depths: `(frames (B, T, channels, height, width), state) -> (the frames that come next, state)`.
+    depths: `(frames (B, T, channels, height, width), state) -> (what comes after each, state)`.
 
     Args:
         channels: of the frames.
@@ -57,17 +57,17 @@ class FilmModel(FrameMixer):
     ):
         super().__init__()
         check_size(channels=channels, dim=dim)
-        if isinstance(layers, str) or not layers:
-            raise SeriatimError(f"layers is {layers!r}; it must be a list of at least one spec of a mixer of frames")
-        if not depths:
-            raise SeriatimError(f"depths is {depths!r}; it must be a list of at least one number of channels")
-        self.channels, self.dim, self.layers, self.depths, self.groups = channels, dim, layers, depths, groups
+        for name, given, wanted in (("layers", layers, "spec of a mixer of frames"), ("depths", depths, "number")):
+            if isinstance(given, str) or not isinstance(given, Sequence) or not given:
+                raise SeriatimError(f"{name} is {given!r}; it must be a list of at least one {wanted}")
+        self.channels, self.dim, self.groups = channels, dim, groups
+        self.layers, self.depths = list(layers), list(depths)
         self.mixers = nn.ModuleList(build(layer, channels=dim) for layer in layers)
         for index, mixer in enumerate(self.mixers):
             if not isinstance(mixer, FrameMixer) or mixer.channels != dim:
                 raise SeriatimError(f"layers[{index}] is {layers[index]!r}; it must read frames of dim channels")
         self.norms = nn.ModuleList(_ChannelNorm(dim) for _ in layers)
-        first, *_, last = depths[0], *depths
+        first, last = depths[0], depths[-1]
         encoder: list[nn.Module] = [_convolution(channels, first, 3), _Block(first, first, groups)]
         for wide, deep in pairwise(depths):
             encoder += [nn.AvgPool2d(2), _Block(wide, deep, groups)]
