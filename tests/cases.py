@@ -35,6 +35,8 @@ MAMBA2 = {"mixer": "mamba2", "state_size": 5, "head_dim": 4, "groups": 2}
 FRAMES = "seriatim.vision.frames:FlatFrames"
 CONV_S5 = {"mixer": "seriatim.vision.conv_s5:ConvS5", "channels": 2, "state_size": 4}
 CONV_LSTM = {"mixer": "seriatim.vision.conv_lstm:ConvLSTM", "channels": 2}
+FILM_LAYERS = [{**CONV_S5, "channels": 4}, {**CONV_LSTM, "channels": 4}]
+FILM = {"mixer": "seriatim.vision.film:FilmModel", "dim": 4, "layers": FILM_LAYERS, "depths": [4, 8], "groups": 2}
 
 CASES = [
     Case("elman", dim=16, heads=2),
@@ -131,6 +133,7 @@ CASES = [
         width=2,
     ),
     Case(FRAMES, inner=CONV_LSTM, height=3, width=2),
+    Case(FRAMES, inner=FILM, height=2, width=4),
     Case("prefix_bidirectional", dim=16, inner=HALF_SSM, skip=NO_PROMPT),
     Case("prefix_bidirectional", dim=16, inner=GLA, skip=NO_PROMPT),
     Case("stack", dim=16, layers=LAYERS),

@@ -11,6 +11,7 @@ from seriatim.core import ragged
 from seriatim.core.errors import check_divisible, check_one_of, check_positive, check_size
 from seriatim.core.mixer import state_dtype
 from seriatim.nn.discretization import discretize_diagonal, log_steps
+from seriatim.nn.group_norm import EPSILON, GroupNorm
 from seriatim.nn.hippo import normal_blocks
 from seriatim.nn.truncated_normal import truncated_normal
 from seriatim.ops.precision import full_precision
@@ -20,7 +21,6 @@ from seriatim.vision.frames import FrameMixer
 __all__ = ["ConvS5"]
 
 ACTIVATIONS = ("standard", "resnet")
-EPSILON = 1e-6
 
 
 class ConvS5(FrameMixer):
@@ -92,22 +92,23 @@ class ConvS5(FrameMixer):
         self.convs = nn.ModuleList(
             nn.Conv2d(channels, channels, direct_kernel, padding=direct_kernel // 2) for _ in range(convolutions)
         )
-        self.norms = nn.ModuleList(_GroupNorm(groups, channels) for _ in range(convolutions))
+        self.norms = nn.ModuleList(GroupNorm(groups, channels) for _ in range(convolutions))
 
     def init_state(self, batch: int, height: int, width: int) -> Tensor:
-        return self.new_state(batch, self.states, height, width, 2)
+        return self.new_state(batch, height, width, self.states, 2)
 
     def mix(self, x: Tensor, state: Tensor, reset: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         A, B, C = self.system()
         start = torch.view_as_complex(state.contiguous())
-        frames = x.flatten(0, 1)
-        with full_precision(x.device):  # convolutions of real numbers, a complex one as two
-            kernel = torch.cat([B.real, B.imag])
-            drive = F.conv2d(frames.to(kernel.dtype), kernel, padding=self.input_kernel // 2)
-            inputs = torch.complex(*drive.unflatten(0, x.shape[:2]).chunk(2, 2))
-            h, end = ops.diagonal_scan(A[:, None, None].expand(inputs.shape[2:]), inputs, state=start, reset=reset)
-            both = torch.cat([h.real, h.imag], 2).flatten(0, 1)
-            y = 2 * F.conv2d(both, torch.cat([C.real, -C.imag], 1), padding=self.output_kernel // 2)
+        frames = x.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        with full_precision(x.device):  # of real numbers, the two of a complex one beside each other in memory
+            kernel = torch.view_as_real(B).movedim(-1, 1).flatten(0, 1)
+            drive = F.conv2d(frames.to(kernel.dtype), kernel, padding=self.input_kernel // 2).movedim(1, -1)
+            inputs = torch.view_as_complex(drive.contiguous().unflatten(-1, (-1, 2))).unflatten(0, x.shape[:2])
+            h, end = ops.diagonal_scan(A.expand(inputs.shape[2:]), inputs, state=start, reset=reset)
+            both = torch.view_as_real(h).flatten(-2).flatten(0, 1).movedim(-1, 1)
+            kernel = 2 * torch.stack([C.real, -C.imag], 2).flatten(1, 2)
+            y = F.conv2d(both, kernel, padding=self.output_kernel // 2)
         if lengths is not None:
             end = ragged.last(h, start, lengths)
         return self.readout(frames, y.to(x.dtype)).unflatten(0, x.shape[:2]), torch.view_as_real(end)
@@ -130,21 +131,6 @@ class ConvS5(FrameMixer):
         for norm, conv in zip(self.norms, self.convs, strict=True):
             hidden = conv(F.gelu(norm(hidden)))
         return F.gelu(y + hidden)
-
-
-class _GroupNorm(nn.Module):
-    """torch.nn.GroupNorm, whose gradient of the weight alone ends the process in torch 2.13 on a CPU."""
-
-    def __init__(self, groups: int, channels: int):
-        super().__init__()
-        self.groups = groups
-        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (frames, channels, height, width) to the same."""
-        parts = x.unflatten(1, (self.groups, -1))
-        found = F.layer_norm(parts, parts.shape[2:], eps=EPSILON).flatten(1, 2)
-        return found * self.weight[:, None, None] + self.bias[:, None, None]
 
 
 def _he_normal(out: int, channels: int, kernel: int) -> Tensor:
