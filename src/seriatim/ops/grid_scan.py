@@ -26,6 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from seriatim.core.errors import SeriatimError
+from seriatim.kernels.cpu.grid_scan import grid_scan as compiled
 from seriatim.ops.backend import choose
 from seriatim.ops.checks import check_tensors
 from seriatim.ops.precision import cast, compute_dtype, full_precision
@@ -93,7 +94,7 @@ def grid_scan(
     arguments = cast(dtype, q, k, v, source, transition, mark, direct)
     borders = None if left is None or top is None else (left.to(dtype), top.to(dtype))
     with full_precision(q.device):
-        scan = choose({"reference": reference, "torch": merged}, arguments[0])
+        scan = choose({"reference": reference, "torch": merged, "cpu": compiled}, arguments[0])
         o, borders = scan(*arguments, scale=scale, state=borders, keep_state=keep_state)
     return o.to(v.dtype), borders if keep_state else None
 
