@@ -61,9 +61,8 @@ def grid_scan(
         mark: how it reads what comes from the left and from above.
         direct: how it sees itself; None is not at all.
         scale: a factor on q.
-        state: what enters at the left (B, R, H, K, V) and at the top (B, C, H, K, V): what leaves another grid; None is
-            zeros.
-        keep_state: whether to return what leaves the grid, which costs more than o where the grid is one block.
+        state: what enters at the left (B, R, H, K, V) and the top (B, C, H, K, V), as it leaves another grid, or None.
+        keep_state: whether to return what leaves the grid, which may cost more than o.
 
     Returns:
         o in the dtype of v, and what leaves at the right and at the bottom, in float32 at least, or None.
