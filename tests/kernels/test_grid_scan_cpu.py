@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given
@@ -20,6 +22,7 @@ from seriatim.kernels.cpu.grid_scan import segment_rows
 from seriatim.ops import backend, grid_scan
 
 EXTREMES = ("none", "shut", "open")
+FLIPS = ((), (1,), (2,), (1, 2))
 
 
 def propagating(seed, *shape):
@@ -55,11 +58,11 @@ def tensors(mode, seed, batch, rows, columns, heads, keys, values, layout="plain
     return [laid_out(z, layout) for z in (q, k, v, source, transition, mark, direct, *state)]
 
 
-def run(q, k, v, source, transition, mark, *others):
+def run(q, k, v, source, transition, mark, *others, flips=()):
     """The op with a direct gate and a state, or either, or none."""
     direct = others[0] if len(others) % 2 else None
     state = tuple(others[-2:]) if len(others) > 1 else None
-    return grid_scan(q, k, v, source, transition, mark, direct, scale=0.7, state=state)
+    return grid_scan(q, k, v, source, transition, mark, direct, scale=0.7, state=state, flips=flips)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -74,11 +77,14 @@ def run(q, k, v, source, transition, mark, *others):
     given=st.sampled_from([6, 7, 9]),
     layout=st.sampled_from(LAYOUTS),
     extreme=st.sampled_from(EXTREMES),
+    flips=st.sampled_from(FLIPS),
     seed=st.integers(0, 1000),
 )
-def test_agrees_with_the_reference(mode, batch, rows, columns, heads, keys, values, given, layout, extreme, seed):
+def test_agrees_with_the_reference(
+    mode, batch, rows, columns, heads, keys, values, given, layout, extreme, flips, seed
+):
     inputs = tensors(mode, seed, batch, rows, columns, heads, keys, values, layout, extreme)
-    assert_agrees(run, inputs[:given])
+    assert_agrees(partial(run, flips=flips), inputs[:given])
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -87,10 +93,11 @@ def test_both_modes_with_any_gates(mode, extreme):
     assert_like_reference("grid_scan", run, tensors(mode, 0, 2, 9, 11, 2, 16, 24, extreme=extreme))
 
 
-@pytest.mark.parametrize("rows_at_once", [1, 3, 5, 8])
-def test_segments_of_rows(monkeypatch, rows_at_once):
+@pytest.mark.parametrize("flips", FLIPS)
+@pytest.mark.parametrize("rows_at_once", [1, 3, 8])
+def test_segments_of_rows_from_every_corner(monkeypatch, rows_at_once, flips):
     monkeypatch.setattr(module, "segment_rows", lambda *sizes: rows_at_once)
-    assert_like_reference("grid_scan", run, tensors("P", 0, 1, 8, 5, 2, 6, 20))
+    assert_like_reference("grid_scan", partial(run, flips=flips), tensors("D", 0, 1, 8, 5, 2, 6, 20))
 
 
 def test_long():

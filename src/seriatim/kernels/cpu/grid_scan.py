@@ -33,11 +33,13 @@ def grid_scan(
     scale: float = 1.0,
     state: tuple[Tensor, Tensor] | None = None,
     keep_state: bool = True,
+    flips: tuple[int, ...] = (),
 ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
     """Shapes as in :func:`seriatim.ops.grid_scan.grid_scan`, all float32."""
     left, top = (None, None) if state is None else state
     mark = mark if scale == 1 else scale * mark
-    o, right, bottom = forward(q, k, v, source, transition.flatten(-2), mark, left, top, keep_state)
+    gates = source, transition.flatten(-2), mark
+    o, right, bottom = forward(q, k, v, *gates, left, top, 1 in flips, 2 in flips, keep_state)
     if direct is not None:
         o = o + (scale * direct * (q * k).sum(-1)).unsqueeze(-1) * v
     return o, (right, bottom) if keep_state else None
@@ -60,6 +62,8 @@ def forward(
     mark: Tensor,
     left: Tensor | None,
     top: Tensor | None,
+    upwards: bool,
+    leftwards: bool,
     keep_state: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """o (B, R, C, H, V), and what leaves at the right and at the bottom, empty if it is not kept."""
@@ -67,7 +71,7 @@ def forward(
     o, right, bottom = _results(q, v, keep_state)
     inputs = [rows(z) for z in (q, k, v, source, transition, mark, left, top)]
     borders = (right, bottom) if keep_state else (None, None)
-    _forward(batch * heads, *inputs, o, *borders, scratch=forward_room(columns, _WIDEST * keys))
+    _forward(batch * heads, *inputs, upwards, leftwards, o, *borders, scratch=forward_room(columns, _WIDEST * keys))
     return o, right, bottom
 
 
@@ -84,6 +88,8 @@ def backward(
     mark: Tensor,
     left: Tensor | None,
     top: Tensor | None,
+    upwards: bool,
+    leftwards: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of all tensors; those of left and top are empty if there are none."""
     batch, height, columns, heads, keys = q.shape
@@ -94,7 +100,7 @@ def backward(
     segment = segment_rows(height, columns, keys)
     inputs = [rows(z) for z in (grad_o, grad_right, grad_bottom, q, k, v, source, transition, mark, left, top)]
     scratch = backward_room(height, columns, segment, _WIDEST * keys)
-    _backward(batch * heads, *inputs, segment, *grads, *borders, scratch=scratch)
+    _backward(batch * heads, *inputs, upwards, leftwards, segment, *grads, *borders, scratch=scratch)
     return *grads, *(q.new_empty(0) if z is None else z for z in borders)  # type: ignore[return-value]
 
 
@@ -107,28 +113,26 @@ def _results(q: Tensor, v: Tensor, keep_state: bool) -> tuple[Tensor, Tensor, Te
 
 
 @forward.register_fake
-def _(
-    q: Tensor, k: Any, v: Tensor, source: Any, transition: Any, mark: Any, left: Any, top: Any, keep_state: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _results(q, v, keep_state)
+def _(q: Tensor, k: Any, v: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _results(q, v, others[-1])
 
 
 @backward.register_fake
 def _(grad_o: Any, grad_right: Any, grad_bottom: Any, *inputs: Any) -> tuple[Tensor, ...]:
-    return tuple(inputs[0].new_empty(0 if z is None else z.shape) for z in inputs)
+    return tuple(inputs[0].new_empty(0 if z is None else z.shape) for z in inputs[:-2])
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.save_for_backward(*inputs[:-1])
-    ctx.keeps = inputs[-1]
+    ctx.save_for_backward(*inputs[:-3])
+    *ctx.flips, ctx.keeps = inputs[-3:]
     ctx.set_materialize_grads(False)
 
 
 def _gradients(ctx: Any, grad_o: Tensor | None, *borders: Tensor | None) -> tuple[Tensor | None, ...]:
     inputs = ctx.saved_tensors
     grad_o = torch.zeros_like(inputs[2]) if grad_o is None else grad_o
-    grads = backward(grad_o, *(borders if ctx.keeps else (None, None)), *inputs)
-    return *(None if z is None else grad for z, grad in zip(inputs, grads, strict=True)), None
+    grads = backward(grad_o, *(borders if ctx.keeps else (None, None)), *inputs, *ctx.flips)
+    return *(None if z is None else grad for z, grad in zip(inputs, grads, strict=True)), None, None, None
 
 
 differentiable(forward, _save, _gradients)

@@ -38,13 +38,16 @@ def forward(
     mark: Floats5,
     left: Floats5,
     top: Floats5,
+    upwards: Index,
+    leftwards: Index,
     o: Floats5,
     right: Floats5,
     bottom: Floats5,
 ):
     """o (B, R, C, H, V), and if there is room for them what leaves at the right and at the bottom.
 
-    transition is (B, R, C, H, 4). scratch: `forward_room` of cells of K * WIDTH.
+    transition is (B, R, C, H, 4). It begins at the last row where `upwards` is 1, at the last column where `leftwards`
+    is. scratch: `forward_room` of cells of K * WIDTH.
     """
     rows, columns, heads, keys, values = q.shape[1], q.shape[2], q.shape[3], q.shape[4], v.shape[4]
     b, h = item // heads, item % heads
@@ -52,19 +55,21 @@ def forward(
     above, beside = scratch + cell, scratch
     for first in range(0, values, WIDTH):
         some = lanes(values - first)
-        for c in range(columns):
-            _enter(above + c * cell, top, b, c, h, first, some, keys)
-        for r in range(rows):
+        for j in range(columns):
+            _enter(above + j * cell, top, b, _place(j, columns, leftwards), h, first, some, keys)
+        for i in range(rows):
+            r = _place(i, rows, upwards)
             _enter(beside, left, b, r, h, first, some, keys)
-            for c in range(columns):
+            for j in range(columns):
+                c = _place(j, columns, leftwards)
                 gates = _gates(source, transition, mark, b, r, c, h)
                 places = address(q, b, r, c, h), address(k, b, r, c, h)
                 value = load(address(v, b, r, c, h, first), some)
-                out = _read_and_hand_on(beside, above + c * cell, keys, places, value, gates)
+                out = _read_and_hand_on(beside, above + j * cell, keys, places, value, gates)
                 store(out, address(o, b, r, c, h, first), some)
             _leave(right, b, r, h, first, some, beside, keys)
-        for c in range(columns):
-            _leave(bottom, b, c, h, first, some, above + c * cell, keys)
+        for j in range(columns):
+            _leave(bottom, b, _place(j, columns, leftwards), h, first, some, above + j * cell, keys)
 
 
 @kernel
@@ -82,6 +87,8 @@ def backward(
     mark: Floats5,
     left: Floats5,
     top: Floats5,
+    upwards: Index,
+    leftwards: Index,
     segment: Index,
     grad_q: Floats5,
     grad_k: Floats5,
@@ -107,46 +114,58 @@ def backward(
     behind = below + line
     for first in range(0, values, WIDTH):
         some = lanes(values - first)
-        for c in range(columns):
-            _enter(scratch + c * cell, top, b, c, h, first, some, keys)
-            _enter(below + c * cell, grad_bottom, b, c, h, first, some, keys)
+        for j in range(columns):
+            c = _place(j, columns, leftwards)
+            _enter(scratch + j * cell, top, b, c, h, first, some, keys)
+            _enter(below + j * cell, grad_bottom, b, c, h, first, some, keys)
         for s in range(segments - 1):
             _copy(tops, scratch + s * line, columns * keys)
-            for r in range(s * segment, (s + 1) * segment):
+            for i in range(s * segment, (s + 1) * segment):
+                r = _place(i, rows, upwards)
                 _enter(lefts, left, b, r, h, first, some, keys)
-                for c in range(columns):
+                for j in range(columns):
+                    c, above = _place(j, columns, leftwards), tops + j * cell
                     gates = _gates(source, transition, mark, b, r, c, h)
                     value = load(address(v, b, r, c, h, first), some)
-                    above = tops + c * cell
                     _hand_on(lefts, above, lefts, above, keys, address(k, b, r, c, h), value, gates)
             _copy(scratch + (s + 1) * line, tops, columns * keys)
         for s in range(segments - 1, -1, -1):
             begin, end = s * segment, min(rows, (s + 1) * segment)
             _copy(tops, scratch + s * line, columns * keys)
-            for r in range(begin, end):
-                beside, above = lefts + (r - begin) * (line + cell), tops + (r - begin) * line
+            for i in range(begin, end):
+                r = _place(i, rows, upwards)
+                beside, above = lefts + (i - begin) * (line + cell), tops + (i - begin) * line
                 _enter(beside, left, b, r, h, first, some, keys)
-                for c in range(columns):
+                for j in range(columns):
+                    c = _place(j, columns, leftwards)
                     gates = _gates(source, transition, mark, b, r, c, h)
                     value = load(address(v, b, r, c, h, first), some)
                     _hand_on(beside, above, beside + cell, above + line, keys, address(k, b, r, c, h), value, gates)
                     beside, above = beside + cell, above + cell
-            for r in range(end - 1, begin - 1, -1):
+            for i in range(end - 1, begin - 1, -1):
+                r = _place(i, rows, upwards)
                 _enter(behind, grad_right, b, r, h, first, some, keys)
-                for c in range(columns - 1, -1, -1):
-                    entered = lefts + (r - begin) * (line + cell) + c * cell, tops + (r - begin) * line + c * cell
+                for j in range(columns - 1, -1, -1):
+                    c = _place(j, columns, leftwards)
+                    entered = lefts + (i - begin) * (line + cell) + j * cell, tops + (i - begin) * line + j * cell
                     gates = _gates(source, transition, mark, b, r, c, h)
                     places = address(q, b, r, c, h), address(k, b, r, c, h)
                     news = address(grad_q, b, r, c, h), address(grad_k, b, r, c, h)
                     value = load(address(v, b, r, c, h, first), some)
                     gradient = load(address(grad_o, b, r, c, h, first), some)
-                    given = behind, below + c * cell
+                    given = behind, below + j * cell
                     grad_value, found = _take_back(entered, given, keys, places, value, gradient, gates, news)
                     store(grad_value, address(grad_v, b, r, c, h, first), some)
                     _add_gates(grad_source, grad_transition, grad_mark, b, r, c, h, found)
                 _leave(grad_left, b, r, h, first, some, behind, keys)
-        for c in range(columns):
-            _leave(grad_top, b, c, h, first, some, below + c * cell, keys)
+        for j in range(columns):
+            _leave(grad_top, b, _place(j, columns, leftwards), h, first, some, below + j * cell, keys)
+
+
+@function
+def _place(index, count, backwards):
+    """The row or column that comes as the index-th."""
+    return count - 1 - index if backwards else index
 
 
 class Gates(NamedTuple):
