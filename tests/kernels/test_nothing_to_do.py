@@ -23,6 +23,10 @@ OPS = {
     ),
     "attention": lambda B, T, H, K, V: (ops.attention, [(B, T, H, K), (B, T, H, K), (B, T, H, V)]),
     "softmax_scan": lambda B, T, H, K, V: (ops.softmax_scan, [(B, T, H), (B, T, H, V)]),
+    "grid_scan": lambda B, T, H, K, V: (
+        ops.grid_scan,
+        [(B, T, T, H, K), (B, T, T, H, K), (B, T, T, H, V), (B, T, T, H, 2), (B, T, T, H, 2, 2), (B, T, T, H, 2)],
+    ),
     "lstm": lambda B, T, H, K, V: (lambda x, u: ops.cell_scan("lstm", x, u), [(B, T, 4, H, K), (4, H, K, K)]),
     "slstm": lambda B, T, H, K, V: (lambda x, u: ops.cell_scan("slstm", x, u), [(B, T, 4, H, K), (4, H, K, K)]),
     "selective_scan": lambda B, T, H, K, V: (

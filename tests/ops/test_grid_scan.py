@@ -193,9 +193,26 @@ def test_the_state_may_be_left_out():
         assert torch.equal(found, grid_scan(*tensors)[0])
 
 
+@pytest.mark.parametrize("flips", [(1,), (2,), (1, 2)])
+def test_from_another_corner(flips):
+    """The first node to read anything is then beside the corner that it begins at, and so is what enters."""
+    rows, columns = 3, 4
+    tensors, state = arguments("D", 0, 1, rows, columns), borders(9, 1, rows, columns)
+    last = (0 if 1 in flips else rows - 1, 0 if 2 in flips else columns - 1)
+    corner = (rows - 1 - last[0], columns - 1 - last[1])
+    o, (right, bottom) = grid_scan(*tensors, state=state, flips=flips)
+    q, mark = tensors[0][:, *corner], tensors[5][:, *corner]
+    entered = torch.stack([state[0][:, corner[0]], state[1][:, corner[1]]], 2)
+    read = torch.einsum("bhi,bhikv,bhk->bhv", mark, entered, q)
+    own = (tensors[6][:, *corner] * (q * tensors[1][:, *corner]).sum(-1))[..., None] * tensors[2][:, *corner]
+    assert_close([o[:, *corner]], [read + own], 1e-12, "value")
+    (reached,) = torch.autograd.grad(right[:, last[0]].sum() + bottom[:, last[1]].sum(), tensors[2])
+    assert (reached[:, *last].abs().sum(-1) > 0).all()
+
+
 def test_compiles_as_one_graph(monkeypatch):
     for limit in ("ALONE", "SIDE"):
-        monkeypatch.setattr(sys.modules["seriatim.ops.grid_scan"], limit, 2)
+        monkeypatch.setattr(sys.modules["seriatim.ops.grid_blocks"], limit, 2)
     scans.assert_compiles(grid_scan, arguments("P", 0, 1, 2, 3))
 
 
@@ -213,6 +230,7 @@ def test_gradients_of_gradients():
         ({"direct": torch.zeros(1, 3, 4)}, r"direct has shape .* = \(1, 3, 4, 2\)"),
         ({"state": torch.zeros(1, 3, 2, 3, 3)}, r"state is a Tensor; it must be a pair of tensors"),
         ({"state": (torch.zeros(1, 3, 2, 3, 3), None)}, r"state\[1\] is None; it must be a tensor"),
+        ({"flips": (0,)}, r"flips is \(0,\); it must be axes out of 1, the rows, and 2, the columns"),
         ({"state": (torch.zeros(1, 4, 2, 3, 3),) * 2}, r"state\[0\] has shape .* = \(1, 3, 2, 3, 3\)"),
     ],
 )

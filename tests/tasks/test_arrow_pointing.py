@@ -65,6 +65,15 @@ def test_figures_have_their_sizes_and_places(size, shrink):
     assert 70 <= found.labels.sum() <= 130
 
 
+def test_easier_figures():
+    """Longer arrows; those that do not point at the circle point away from it."""
+    found = ArrowPointing(48, 4, (40, 60), math.pi / 2).sample(200, torch.Generator().manual_seed(0))
+    assert ((found.arrow[:, 3] >= 40 / 4) & (found.arrow[:, 3] <= 60 / 4)).all()
+    for label, arrow, circle in zip(found.labels.tolist(), found.arrow.tolist(), found.circle.tolist(), strict=True):
+        assert misses_by(arrow, circle) <= 1 / 1.2 + 1e-9 if label else misses_by(arrow, circle) == math.inf
+    assert 70 <= found.labels.sum() <= 130
+
+
 def test_the_generator_alone_decides():
     first, again, other = sample(192, 1, 4), sample(192, 1, 4), sample(192, 1, 4, seed=1)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
@@ -94,6 +103,8 @@ def test_directions_are_those_of_the_image():
         ({"size": 40, "shrink": 4}, "it must be at least 45"),
         ({"shrink": 0.5}, "shrink is 0.5; it must be a whole number"),
         ({"size": 2.5}, "size is 2.5; it must be a whole number"),
+        ({"length": (10, 70)}, r"length is \(10, 70\); it must be two numbers of pixels, rising, from 0 to 60"),
+        ({"miss": 4.0}, "miss is 4.0; it must be an angle from 0 to pi"),
     ],
 )
 def test_wrong_options_are_named(options, message):

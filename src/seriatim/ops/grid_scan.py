@@ -9,33 +9,27 @@ r"""A matrix memory on every edge of a two-dimensional grid, whose edges lead ri
 T is 2 x 2, out of (right, down) by in from (left, up); S and M have two parts likewise. The P-mode is
 :math:`T = \gamma \, (\alpha, 1 - \alpha)^\top (1, 1)`; the D-mode has one of the turns, T[0, 1] or T[1, 0], zero.
 
-Dimensions: B batch, R rows, C columns, H heads, K key dim, V value dim, Z = B H, n nodes of a block.
+Dimensions: B batch, R rows, C columns, H heads, K key dim, V value dim.
 
-The parallel path merges neighbouring blocks of nodes, two and two, from single nodes up to whole blocks, in logarithmic
-time: a block is the sums over all paths through it, from edges and nodes to edges and nodes. Inside a block the result
-is gated attention; from block to block the recurrence goes on over anti-diagonals. Products of transitions only, never
-a quotient, so any transition is right, zero and negative included. Source: Pöppel et al., 2025, arXiv:2506.11997,
-sections 4.1.2 and 4.3, appendices A.2, A.4 and A.7.
+The kernels go from node to node; the parallel path (:mod:`seriatim.ops.grid_blocks`) merges blocks of nodes. Source:
+Pöppel et al., 2025, arXiv:2506.11997, section 4.3, appendix A.7.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from seriatim.core.errors import SeriatimError
+from seriatim.kernels.cpu.grid_scan import grid_scan as compiled
 from seriatim.ops.backend import choose
 from seriatim.ops.checks import check_tensors
+from seriatim.ops.grid_blocks import Border, merged, nothing
 from seriatim.ops.precision import cast, compute_dtype, full_precision
 
 __all__ = ["grid_scan", "reference"]
-
-ALONE = 16  # the longest side of a grid, in nodes, that is one block: its gates take memory of the fourth power
-SIDE = 8  # of the blocks of a larger grid
-
-Border = tuple[Tensor, Tensor]  # (B, R, H, K, V) along a column and (B, C, H, K, V) along a row
 
 
 def grid_scan(
@@ -50,8 +44,9 @@ def grid_scan(
     scale: float = 1.0,
     state: Border | None = None,
     keep_state: bool = True,
+    flips: Sequence[int] = (),
 ) -> tuple[Float[Tensor, "B R C H V"], Border | None]:
-    """The recurrence over a grid, from its upper left corner to its lower right one.
+    """The recurrence over a grid, from its upper left corner to its lower right one, or from another to the opposite.
 
     Args:
         q, k, v: of the nodes.
@@ -60,9 +55,10 @@ def grid_scan(
         mark: how it reads what comes from the left and from above.
         direct: how it sees itself; None is not at all.
         scale: a factor on q.
-        state: what enters at the left (B, R, H, K, V) and at the top (B, C, H, K, V): what leaves another grid; None is
-            zeros.
-        keep_state: whether to return what leaves the grid, which costs more than o where the grid is one block.
+        state: what enters at the left (B, R, H, K, V) and the top (B, C, H, K, V), as it leaves another grid, or None.
+        keep_state: whether to return what leaves the grid, which may cost more than o.
+        flips: axes to go along backwards: 1 from the last row up, 2 from the last column to the left. The same as
+            turning all that is given and returned along them, so that left is right and up is down.
 
     Returns:
         o in the dtype of v, and what leaves at the right and at the bottom, in float32 at least, or None.
@@ -89,12 +85,14 @@ def grid_scan(
             "state[1]": (top, f"batch columns heads keys values{optional}"),
         }
     )
+    if set(flips) - {1, 2}:
+        raise SeriatimError(f"flips is {flips}; it must be axes out of 1, the rows, and 2, the columns")
     dtype = compute_dtype(q, k, v, source, transition, mark, left, top)
     arguments = cast(dtype, q, k, v, source, transition, mark, direct)
     borders = None if left is None or top is None else (left.to(dtype), top.to(dtype))
     with full_precision(q.device):
-        scan = choose({"reference": reference, "torch": merged}, arguments[0])
-        o, borders = scan(*arguments, scale=scale, state=borders, keep_state=keep_state)
+        scan = choose(_IMPLEMENTATIONS, arguments[0])
+        o, borders = scan(*arguments, scale=scale, state=borders, keep_state=keep_state, flips=tuple(flips))
     return o.to(v.dtype), borders if keep_state else None
 
 
@@ -113,7 +111,7 @@ def reference(
 ) -> tuple[Float[Tensor, "B R C H V"], Border | None]:
     """The equation, node by node."""
     rows, columns = q.shape[1:3]
-    left, top = _nothing(q, v) if state is None else state
+    left, top = nothing(q, v) if state is None else state
     lefts, tops, outputs = list(left.unbind(1)), list(top.unbind(1)), []
     for r in range(rows):
         for c in range(columns):
@@ -129,171 +127,24 @@ def reference(
     return o, (torch.stack(lefts, 1) if rows else left, torch.stack(tops, 1) if columns else top)
 
 
-class Blocks(NamedTuple):
-    """All sums over paths through blocks (Z, rows, columns, ...), x along rows (left to right) and y along columns.
+def _flipping(scan: Callable[..., Any]) -> Callable[..., Any]:
+    """The same from any corner, by turning what is given and what is found."""
 
-    `yx` is to what leaves at the bottom from what enters at the left, and so on: (..., edges out, edges in).
-    """
+    def run(*arguments: Tensor | None, state: Border | None, flips: tuple[int, ...], **options: Any) -> Any:
+        if not flips:
+            return scan(*arguments, state=state, **options)
+        turned = [None if z is None else z.flip(flips) for z in arguments]
+        o, borders = scan(*turned, state=_turned(state, flips), **options)
+        return o.flip(flips), _turned(borders, flips)
 
-    xx: Tensor
-    xy: Tensor
-    yx: Tensor
-    yy: Tensor
-    to_x: Tensor  # (..., edges out, n): from a node to what leaves at the right
-    to_y: Tensor
-    from_x: Tensor  # (..., n, edges in): from what enters at the left to a node
-    from_y: Tensor
-    gate: Tensor  # (..., n, n): from node to node
+    return run
 
 
-def merged(
-    q: Float[Tensor, "B R C H K"],
-    k: Float[Tensor, "B R C H K"],
-    v: Float[Tensor, "B R C H V"],
-    source: Float[Tensor, "B R C H 2"],
-    transition: Float[Tensor, "B R C H 2 2"],
-    mark: Float[Tensor, "B R C H 2"],
-    direct: Float[Tensor, "B R C H"] | None = None,
-    *,
-    scale: float = 1.0,
-    state: Border | None = None,
-    keep_state: bool = True,
-) -> tuple[Float[Tensor, "B R C H V"], Border | None]:
-    """The same by merging blocks."""
-    batch, rows, columns, heads = q.shape[:4]
-    if not v.numel() or not q.numel():
-        return torch.zeros_like(v), (_nothing(q, v) if state is None else state)
-    longest = ALONE if max(rows, columns) <= ALONE else SIDE
-    height, width = (min(longest, 1 << (size - 1).bit_length()) for size in (rows, columns))
-    pad = (-rows % height, -columns % width)
-    direct = torch.zeros_like(mark[..., 0]) if direct is None else direct
-    source, mark, direct = (_grid(z, pad) for z in (source, mark, direct))
-    blocks = _single_nodes(source, _grid(transition, pad, transparent=True), mark, direct)
-    while blocks.gate.size(1) > (rows + pad[0]) // height or blocks.gate.size(2) > (columns + pad[1]) // width:
-        if blocks.gate.size(2) > (columns + pad[1]) // width:
-            blocks = _merge(_every(blocks, 2, 0), _every(blocks, 2, 1))
-        if blocks.gate.size(1) > (rows + pad[0]) // height:
-            blocks = _turned(_merge(_turned(_every(blocks, 1, 0)), _turned(_every(blocks, 1, 1))))
-    order = _order(height, width).to(q.device)
-    q, k, v = (_nodes(_grid(z, pad), height, width)[..., order, :] for z in (q * scale, k, v))
-    o = (blocks.gate * (q @ k.mT)) @ v
-    borders = None
-    if keep_state or state is not None or blocks.gate.size(1) > 1 or blocks.gate.size(2) > 1:
-        o, borders = _between(blocks, q, k, v, o, None if state is None else _cut(state, pad, height, width))
-    o = o[..., order.argsort(), :].unflatten(-2, (height, width)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
-    o = o[:, :rows, :columns].unflatten(0, (batch, heads)).permute(0, 2, 3, 1, 4)
-    if borders is None:
-        return o, None
-    right, bottom = (z.flatten(1, 2).unflatten(0, (batch, heads)).transpose(1, 2) for z in borders)
-    return o, (right[:, :rows], bottom[:, :columns])
+def _turned(border: Border | None, flips: tuple[int, ...]) -> Border | None:
+    if border is None:
+        return None
+    left, top = border
+    return left.flip(1) if 1 in flips else left, top.flip(1) if 2 in flips else top
 
 
-def _single_nodes(source: Tensor, transition: Tensor, mark: Tensor, direct: Tensor) -> Blocks:
-    ((xx, xy), (yx, yy)) = (part.unbind(-1) for part in transition.unbind(-2))
-    parts = (xx, xy, yx, yy, *source.unbind(-1), *mark.unbind(-1), direct)
-    return Blocks(*(part[..., None, None] for part in parts))
-
-
-def _every(blocks: Blocks, axis: int, first: int) -> Blocks:
-    """Every second block along the rows (axis 2) or the columns (axis 1)."""
-    return Blocks(*(part[:, :, first::2] if axis == 2 else part[:, first::2] for part in blocks))
-
-
-def _turned(b: Blocks) -> Blocks:
-    """The same with x and y exchanged."""
-    return Blocks(b.yy, b.yx, b.xy, b.xx, b.to_y, b.to_x, b.from_y, b.from_x, b.gate)
-
-
-def _merge(a: Blocks, b: Blocks) -> Blocks:
-    """Blocks a with the blocks b at their right: what leaves a at the right enters b."""
-    return Blocks(
-        xx=b.xx @ a.xx,
-        xy=torch.cat([b.xx @ a.xy, b.xy], -1),
-        yx=torch.cat([a.yx, b.yx @ a.xx], -2),
-        yy=_lower(a.yy, b.yx @ a.xy, b.yy),
-        to_x=torch.cat([b.xx @ a.to_x, b.to_x], -1),
-        to_y=_lower(a.to_y, b.yx @ a.to_x, b.to_y),
-        from_x=torch.cat([a.from_x, b.from_x @ a.xx], -2),
-        from_y=_lower(a.from_y, b.from_x @ a.xy, b.from_y),
-        gate=_lower(a.gate, b.from_x @ a.to_x, b.gate),
-    )
-
-
-def _lower(first: Tensor, across: Tensor, second: Tensor) -> Tensor:
-    """The matrix of blocks [[first, 0], [across, second]]."""
-    return torch.cat([F.pad(first, (0, second.size(-1))), torch.cat([across, second], -1)], -2)
-
-
-def _between(blocks: Blocks, q: Tensor, k: Tensor, v: Tensor, o: Tensor, state: Border | None) -> tuple[Tensor, Border]:
-    """Adds to o what comes from other blocks. State and borders: (Z, blocks, edges, K, V) at the sides of the grid."""
-    rows, columns = blocks.gate.shape[1:3]
-    right_new = torch.einsum("zrcen,zrcnk,zrcnv->zrcekv", blocks.to_x, k, v)
-    down_new = torch.einsum("zrcen,zrcnk,zrcnv->zrcekv", blocks.to_y, k, v)
-    if state is None and rows == columns == 1:
-        return o, (right_new[:, :, -1], down_new[:, -1])
-    if state is None:
-        state = torch.zeros_like(right_new[:, :, -1]), torch.zeros_like(down_new[:, -1])
-    lefts, tops = list(state[0].unbind(1)), list(state[1].unbind(1))
-    entered: dict[tuple[int, int], Border] = {}
-    for diagonal in range(rows + columns - 1):
-        r = list(range(max(0, diagonal - columns + 1), min(rows, diagonal + 1)))
-        c = [diagonal - row for row in r]
-        left, top = torch.stack([lefts[row] for row in r], 1), torch.stack([tops[column] for column in c], 1)
-        b = Blocks(*(part[:, r, c] for part in blocks))
-        rights = _apply(b.xx, left) + _apply(b.xy, top) + right_new[:, r, c]
-        downs = _apply(b.yx, left) + _apply(b.yy, top) + down_new[:, r, c]
-        for index, (row, column) in enumerate(zip(r, c, strict=True)):
-            entered[row, column] = left[:, index], top[:, index]
-            lefts[row], tops[column] = rights[:, index], downs[:, index]
-    for part, side in ((blocks.from_x, 0), (blocks.from_y, 1)):
-        cells = torch.stack(
-            [torch.stack([entered[row, column][side] for column in range(columns)], 1) for row in range(rows)], 1
-        )
-        o = o + torch.einsum("zrcne,zrcnk,zrcekv->zrcnv", part, q, cells)
-    return o, (torch.stack(lefts, 1), torch.stack(tops, 1))
-
-
-def _apply(part: Tensor, cells: Tensor) -> Tensor:
-    """(Z, blocks, out, in) on (Z, blocks, in, K, V)."""
-    return (part @ cells.flatten(3)).unflatten(-1, cells.shape[3:])
-
-
-def _nothing(q: Tensor, v: Tensor) -> Border:
-    batch, rows, columns, heads, keys = q.shape
-    return q.new_zeros(batch, rows, heads, keys, v.size(-1)), q.new_zeros(batch, columns, heads, keys, v.size(-1))
-
-
-def _grid(x: Tensor, pad: tuple[int, int], transparent: bool = False) -> Tensor:
-    """(B, R, C, H, ...) -> (Z, rows, columns, ...), padded by nodes of zeros, or that hand all straight on."""
-    x = x.movedim(3, 1).flatten(0, 1)
-    x = F.pad(x, (*[0] * (2 * x.dim() - 6), 0, pad[1], 0, pad[0]))
-    if not transparent or not any(pad):
-        return x
-    rows, columns = x.size(1) - pad[0], x.size(2) - pad[1]
-    outside = torch.ones(x.shape[1:3], dtype=torch.bool, device=x.device)
-    outside[:rows, :columns] = False
-    return x + outside[..., None, None] * torch.eye(2, dtype=x.dtype, device=x.device)
-
-
-def _nodes(x: Tensor, height: int, width: int) -> Tensor:
-    """(Z, rows, columns, F) -> (Z, blocks of rows, blocks of columns, n, F), row by row."""
-    x = x.unflatten(2, (-1, width)).unflatten(1, (-1, height))
-    return x.transpose(2, 3).flatten(3, 4)
-
-
-def _order(height: int, width: int) -> Tensor:
-    """The nodes of a block, numbered row by row, in the order in which merging puts them."""
-    order = torch.arange(height * width).view(height, width, 1)
-    while order.size(0) > 1 or order.size(1) > 1:
-        if order.size(1) > 1:
-            order = torch.cat([order[:, 0::2], order[:, 1::2]], -1)
-        if order.size(0) > 1:
-            order = torch.cat([order[0::2], order[1::2]], -1)
-    return order.view(-1)
-
-
-def _cut(state: Border, pad: tuple[int, int], height: int, width: int) -> Border:
-    """(B, R or C, H, K, V) -> (Z, blocks, edges, K, V)."""
-    left, top = (z.transpose(1, 2).flatten(0, 1) for z in state)
-    left, top = F.pad(left, (0, 0, 0, 0, 0, pad[0])), F.pad(top, (0, 0, 0, 0, 0, pad[1]))
-    return left.unflatten(1, (-1, height)), top.unflatten(1, (-1, width))
+_IMPLEMENTATIONS = {"reference": _flipping(reference), "torch": _flipping(merged), "cpu": compiled}

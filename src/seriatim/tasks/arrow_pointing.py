@@ -40,22 +40,31 @@ class ArrowPointing:
 
     Half of the arrows point at the circle. Figures are as large as in the paper whatever the image's size, so that a
     larger image asks for longer ways. The circle's place is uniform among those at least 2 radii away from the arrow
-    along both axes.
+    along both axes. Longer arrows and misses by wider angles make an easier task.
 
     Args:
         size: pixels of a side: 192 to train and 384 to extrapolate in the paper; at least 180 / shrink.
         shrink: images are drawn that many times as large, and squares of pixels averaged: the same task, made small.
+        length: the shortest and the longest arrow in pixels before shrinking; at most 60.
+        miss: radians by which an arrow that does not point at the circle is turned away from its centre, at least; at
+            most pi. 0 in the paper, where missing the circle is enough.
 
     Source: Pöppel et al., 2025, arXiv:2506.11997, section 5.1; sizes and angles of its official data set.
     """
 
-    def __init__(self, size: int = 192, shrink: int = 1):
+    def __init__(self, size: int = 192, shrink: int = 1, length: tuple[float, float] = LENGTH, miss: float = 0.0):
         check_size(size=size, shrink=shrink)
         least = 2 * MARGIN + 2 * APART * RADIUS[1]
         if size * shrink < least:
             least = math.ceil(least / shrink)
             raise SeriatimError(f"size is {size}; where shrink is {shrink} it must be at least {least} for the figures")
-        self.size, self.shrink = size, shrink
+        if not 0 < length[0] <= length[1] <= 2 * MARGIN:
+            raise SeriatimError(
+                f"length is {length}; it must be two numbers of pixels, rising, from 0 to {2 * MARGIN:g}"
+            )
+        if not 0 <= miss <= math.pi:
+            raise SeriatimError(f"miss is {miss}; it must be an angle from 0 to pi")
+        self.size, self.shrink, self.length, self.miss = size, shrink, length, miss
 
     def sample(self, batch: int, generator: torch.Generator | None = None) -> Images:
         """Images side by side. The generator alone decides which; None is torch's own."""
@@ -66,14 +75,15 @@ class ArrowPointing:
             return low + (high - low) * torch.rand(batch, *shape, dtype=torch.float64, generator=generator)
 
         labels = (uniform() < 0.5).long()
-        length, radius = uniform(low=LENGTH[0], high=LENGTH[1]), uniform(low=RADIUS[0], high=RADIUS[1])
+        length, radius = uniform(low=self.length[0], high=self.length[1]), uniform(low=RADIUS[0], high=RADIUS[1])
         arrow = uniform(2) * side
         gap = APART * radius[:, None]
         circle = (arrow + gap + (side - 2 * gap) * uniform(2)) % side
         to_circle = circle - arrow
         distance = torch.where(labels == 1, radius / DISTINCT, radius * DISTINCT)
         half = torch.asin(distance / to_circle.norm(dim=1))
-        turned = torch.where(labels == 1, (2 * uniform() - 1) * half, half + 2 * (torch.pi - half) * uniform())
+        least = half.clamp(min=self.miss)
+        turned = torch.where(labels == 1, (2 * uniform() - 1) * half, least + 2 * (torch.pi - least) * uniform())
         angle = torch.atan2(to_circle[:, 1], to_circle[:, 0]) + turned
         places = [(arrow + MARGIN) / self.shrink, angle[:, None], length[:, None] / self.shrink]
         disc = torch.cat([circle + MARGIN, radius[:, None]], 1) / self.shrink

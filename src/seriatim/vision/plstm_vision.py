@@ -13,7 +13,7 @@ from seriatim.vision.base import VisionBackbone, init_small
 
 __all__ = ["GridPLSTM", "PLSTMVision", "reference"]
 
-FLIPS = ((), (1,), (2,), (1, 2))  # the axes to turn so that edges lead right and down: one for each kind of edges
+FLIPS: tuple[tuple[int, ...], ...] = ((), (1,), (2,), (1, 2))  # the axes that edges lead along backwards
 BIASES = {"source": -4.0, "transition": 1.0, "mark": -4.0}  # of a new model
 DIRECT_BIAS, ANGLES, ANGLE_SCALE, STEEPNESS, EPSILON = -6.0, 2.0, 0.5, 5.0, 1e-5
 MODES = ("P", "D")
@@ -82,11 +82,9 @@ class GridPLSTM(nn.Module):
             raise SeriatimError(f"x has shape {tuple(x.shape)}; it must be (batch, rows, columns, {self.dim})")
         q, k, v = (z.unflatten(-1, (self.heads, -1)) for z in self.qkv(x).chunk(3, -1))
         q = q * (self.dim // self.heads) ** -0.5
-        gates = [torch.cat([z[:, :, :, d].flip(axes) for d, axes in enumerate(FLIPS)]) for z in self.gates_of(x)]
-        nodes = [torch.cat([z.flip(axes) for axes in FLIPS]) for z in (q, k, v)]
-        o, _ = ops.grid_scan(*nodes, *gates, keep_state=False)
-        total = sum(part.flip(axes) for part, axes in zip(o.chunk(len(FLIPS)), FLIPS, strict=True))
-        total = total + (torch.sigmoid(self.direct(x)) * (q * k).sum(-1))[..., None] * v
+        total = (torch.sigmoid(self.direct(x)) * (q * k).sum(-1))[..., None] * v
+        for axes, *gates in zip(FLIPS, *(z.unbind(3) for z in self.gates_of(x)), strict=True):
+            total = total + ops.grid_scan(q, k, v, *gates, keep_state=False, flips=axes)[0]
         return self.out((F.rms_norm(total, total.shape[-1:], eps=EPSILON) * self.norm).flatten(-2))
 
     def gates_of(self, x: Tensor) -> Gates:

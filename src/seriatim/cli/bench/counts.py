@@ -16,6 +16,7 @@ __all__ = [
     "chunked_matrix",
     "delta",
     "diagonal",
+    "grid",
     "linear",
     "matrix",
     "selective",
@@ -70,6 +71,11 @@ def selective(tokens: int, channels: int, states: int) -> float:
 def softmax(tokens: int, heads: int, dim: int) -> float:
     """Two exponentials, w = a w + e v, w / c."""
     return tokens * heads * (4 * dim + 8)
+
+
+def grid(nodes: int, heads: int, keys: int, values: int) -> float:
+    """Of two memories a node: T C, C + s k v^T and C^T q."""
+    return nodes * heads * keys * values * 14
 
 
 def cell(tokens: int, gates: int, heads: int, dim: int) -> float:

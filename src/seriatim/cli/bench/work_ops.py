@@ -32,6 +32,7 @@ def works(quick: bool) -> list[Work]:
         *(_matrix(decay, 2048 // shorter) for decay in DECAYS),
         *(_delta(decay, 2048 // shorter) for decay in list(DECAYS)[1:]),
         _softmax(4096 // shorter),
+        _grid(7 if quick else 14),
         *(_cell(name, 256 // shorter) for name in GATES),
         _conv(4096 // shorter),
         _window(4096 // shorter, 256 // shorter),
@@ -196,6 +197,22 @@ def _softmax(time: int) -> Work:
     return _row(
         "softmax_scan", sizes(B=2, T=time, H=4, D=64), "softmax_scan",
         lambda op, *z: op(*z)[0], lambda: drawn((2, time, 4), (2, time, 4, 64)), counts.softmax(2 * time, 4, 64),
+    )  # fmt: skip
+
+
+def _grid(side: int) -> Work:
+    """In the P-mode of pLSTM: what comes in is handed on to the right and down by shares."""
+    shape, heads, dim = (4, side, side, 4), 4, 32
+
+    def inputs() -> list[Tensor]:
+        q, k, v = drawn(*[(*shape, dim)] * 3)
+        share, source, mark = draw(3, *shape, 1).sigmoid(), draw(4, *shape, 2).sigmoid(), draw(5, *shape, 2).sigmoid()
+        transition = torch.cat([share, 1 - share], -1).unsqueeze(-1).repeat(1, 1, 1, 1, 1, 2)
+        return [q, k, v, source, transition, mark]
+
+    return _row(
+        "grid_scan", sizes(B=4, R=side, C=side, H=heads, K=dim, V=dim), "grid_scan",
+        lambda op, *z: op(*z, keep_state=False)[0], inputs, counts.grid(4 * side**2, heads, dim, dim),
     )  # fmt: skip
 
 
