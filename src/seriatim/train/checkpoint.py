@@ -2,7 +2,7 @@
 
     checkpoints/step-00000050/
         model.safetensors       the weights
-        training.safetensors    the optimiser's averages and the random generators
+        training.safetensors    the optimiser's averages, the random generators, and tensors in the position in the data
         state.safetensors       the state carried from batch to batch, where there is one
         meta.json               step, position in the data, config, and the SHA-256 of the files above and of itself
 
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from seriatim.core import state as states
 from seriatim.core.build import build, spec
 from seriatim.core.errors import SeriatimError, check_one_of
+from seriatim.core.optimiser_state import flat_optimiser, restore_optimiser
 from seriatim.train import generators
 from seriatim.train.durable import new_folder
 from seriatim.train.run_folder import step_folders
@@ -43,14 +44,16 @@ class CheckpointError(SeriatimError):
 
 def save(folder: Path, training: Training, config: Mapping[str, Any]) -> None:
     """Writes a checkpoint, whole or not at all. Raises OSError where it cannot be written."""
-    optimiser, scalars = _flat_optimiser(training.optimiser)
-    drawn = {f"generator.{name}": value for name, value in generators.capture().items()}
+    optimiser, scalars = flat_optimiser(training.optimiser)
+    drawn = _within("generator", generators.capture())
+    position = training.batches.state_dict()
+    large = {name: value for name, value in position.items() if isinstance(value, Tensor)}
     with new_folder(folder) as partial:
         _write_tensors(weights(training.model), partial / "model.safetensors")
-        _write_tensors({**optimiser, **drawn}, partial / "training.safetensors")
+        _write_tensors({**optimiser, **drawn, **_within("batches", large)}, partial / "training.safetensors")
         if training.state is not None:
             states.save(training.state, partial / "state.safetensors")
-        rest = {"batches": training.batches.state_dict(), "optimiser": scalars}
+        rest = {"batches": {k: v for k, v in position.items() if k not in large}, "optimiser": scalars}
         _write_meta(partial, training.model, training.progress, config, rest)
 
 
@@ -88,17 +91,16 @@ def restore(folder: Path, training: Training) -> None:
     meta = read_meta(folder)
     if "training.safetensors" not in meta["sha256"]:
         raise CheckpointError(f"checkpoint {folder} holds a model and nothing of its training, which cannot go on")
-    training.batches.load_state_dict(meta["batches"])
-    load_weights(training.model, load_file(folder / "model.safetensors"), str(folder))
     stored = load_file(folder / "training.safetensors")
-    _restore_optimiser(training.optimiser, stored, meta["optimiser"])
+    training.batches.load_state_dict({**meta["batches"], **_inside("batches", stored)})
+    load_weights(training.model, load_file(folder / "model.safetensors"), str(folder))
+    restore_optimiser(training.optimiser, {**stored, **meta["optimiser"]})
     if "state.safetensors" in meta["sha256"]:
         like = training.model.init_state(1)  # type: ignore[operator]
         loaded = states.load(folder / "state.safetensors", like)
         training.state = states.map_state(torch.clone, loaded)  # out of the file's memory, which is aligned otherwise
     training.progress = Progress(**meta["progress"])
-    prefix = "generator."
-    generators.restore({name.removeprefix(prefix): value for name, value in stored.items() if name.startswith(prefix)})
+    generators.restore(_inside("generator", stored))
 
 
 def newest(path: Path, say: Callable[[str], None] | None = None) -> Path | None:
@@ -188,29 +190,15 @@ def _find(path: Path, which: str) -> Path:
     return folder
 
 
-def _flat_optimiser(optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The optimiser's averages by "optimiser.<parameter>.<name>", and what of its state is no tensor. The groups'
-    settings
-    are not kept: the run's config gives them again."""
-    tensors, scalars = {}, {}
-    for index, entries in optimiser.state_dict()["state"].items():
-        for name, value in entries.items():
-            key = f"optimiser.{index}.{name}"
-            if isinstance(value, Tensor):
-                tensors[key] = value.detach().cpu().contiguous()
-            else:
-                scalars[key] = value
-    return tensors, scalars
+def _within(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under the names that they have in a file of several parts."""
+    return {f"{part}.{name}": tensor for name, tensor in tensors.items()}
 
 
-def _restore_optimiser(optimiser: torch.optim.Optimizer, stored: dict[str, Tensor], scalars: dict[str, Any]) -> None:
-    state: dict[int, dict[str, Any]] = {}
-    for key, value in [*stored.items(), *scalars.items()]:
-        kind, _, rest = key.partition(".")
-        if kind == "optimiser":
-            index, _, name = rest.partition(".")
-            state.setdefault(int(index), {})[name] = value.clone() if isinstance(value, Tensor) else value
-    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+def _inside(part: str, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What `_within` put there."""
+    found = {name.partition("."): tensor for name, tensor in stored.items()}
+    return {name: tensor for (first, _, name), tensor in found.items() if first == part}
 
 
 def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:

@@ -20,7 +20,10 @@ class TrainingError(SeriatimError):
 
 
 class Batches(Protocol):
-    """A source of batches (`seriatim.data.batches`): NamedTuples of tensors, the first of them (B, T, ...)."""
+    """A source of batches (`seriatim.data.batches`): NamedTuples of tensors, the first of them (B, T, ...).
+
+    Its state is plain data, or tensors, by name.
+    """
 
     @property
     def carries(self) -> bool: ...

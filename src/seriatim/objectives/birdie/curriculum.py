@@ -1,14 +1,14 @@
 """Chooses how often each objective is trained, by the rewards that a model expects of it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from seriatim.core.errors import SeriatimError, check_positive, check_size
+from seriatim.core.optimiser_state import flat_optimiser, restore_optimiser
 from seriatim.objectives.birdie.denoising import Denoising
 from seriatim.objectives.birdie.reward import RewardModel, reward
 
@@ -16,6 +16,7 @@ __all__ = ["Curriculum"]
 
 EARLY = (10, 50, 250, 500, 1000, 1500, 2000)
 EVERY = 1000
+HISTORY = ("weights", "losses", "actions", "rewards")
 RATE, LEAST_RATE, DECAY, CLIP = 5e-4, 1e-3, 0.1, 1.0  # of the official code
 
 
@@ -133,26 +134,23 @@ class Curriculum:
         total = (self.model.candidates(self.losses, self.actions, now, proposed) * self._shares).sum(1)
         return proposed[total.topk(self.best).indices].mean(0)
 
-    def state_dict(self) -> dict[str, Any]:
-        """A copy of all that changes, for `torch.save`."""
-        state = {
-            "weights": self.weights,
-            "losses": self.losses,
-            "actions": self.actions,
-            "rewards": self.rewards,
-            "now": self.now,
-            "generator": self._generator.get_state(),
-            "model": self.model.state_dict(),
-            "optimiser": self._optimiser.state_dict(),
-        }
+    def state_dict(self) -> dict[str, Tensor]:
+        """A copy of all that changes, as named tensors."""
+        state = {name: getattr(self, name) for name in HISTORY} | flat_optimiser(self._optimiser)[0]
+        state |= {"generator": self._generator.get_state()}
+        state |= {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        if self.now is not None:
+            state["now"] = self.now
         return deepcopy(state)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Goes on from there. Raises SeriatimError where it is a mixture of another number of objectives."""
         if len(state["weights"]) != len(self.weights):
             raise SeriatimError(f"the state is of {len(state['weights'])} objectives; there are {len(self.weights)}")
-        self.weights, self.losses, self.actions = state["weights"], state["losses"], state["actions"]
-        self.rewards, self.now = state["rewards"], state["now"]
+        for name in HISTORY:
+            setattr(self, name, state[name].clone())
+        self.now = state.get("now")
         self._generator.set_state(state["generator"])
-        self.model.load_state_dict(state["model"])
-        self._optimiser.load_state_dict(state["optimiser"])
+        own = self.model.state_dict()
+        self.model.load_state_dict({name: state[f"model.{name}"] for name in own})
+        restore_optimiser(self._optimiser, state)
