@@ -50,6 +50,16 @@ def test_agrees_with_the_recurrence(kind, batch, time, heads, sizes, chance, sta
     assert_backends_agree(lambda: matrix_scan(*tensors, scale=scale, state=state, reset=reset), inputs)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("time", [1, 70])
+def test_heads_of_a_group_share_queries_and_keys(kind, time):
+    q, k, *rest = arguments(kind, 0, 2, time, heads=6)
+    inputs = [q[:, :, :2].detach().requires_grad_(), k[:, :, :2].detach().requires_grad_(), *rest]
+    assert_backends_agree(lambda: matrix_scan(*inputs), inputs)
+    apart = [z.repeat_interleave(3, 2) for z in inputs[:2]]
+    assert_close(floating(matrix_scan(*inputs)), floating(matrix_scan(*apart, *rest)), 1e-12, "value")
+
+
 @pytest.mark.parametrize("kind", ["head", "key"])
 @few
 @given(time=st.sampled_from(TIMES), reset=st.booleans(), seed=st.integers(0, 1000))
@@ -155,10 +165,11 @@ def test_no_heads_and_no_features():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"q": torch.zeros(2, 5, 6)}, r"q has shape \(2, 5, 6\); it must be \(batch, time, heads, keys\)"),
+        ({"q": torch.zeros(2, 5, 6)}, r"q has shape \(2, 5, 6\); it must be \(batch, time, groups, keys\)"),
         ({"q": [1.0]}, r"q is \[1.0\]; it must be a tensor"),
         ({"k": torch.zeros(2, 5, 2, 4)}, r"k has shape \(2, 5, 2, 4\); it must be .* = \(2, 5, 2, 3\)"),
-        ({"v": torch.zeros(2, 6, 2, 2)}, r"v has shape \(2, 6, 2, 2\); it must be .* = \(2, 5, 2, values\)"),
+        ({"v": torch.zeros(2, 6, 2, 2)}, r"v has shape \(2, 6, 2, 2\); it must be .* = \(2, 5, heads, values\)"),
+        ({"v": torch.zeros(2, 5, 3, 2)}, "heads is 3 and groups is 2; heads must be a multiple of groups"),
         ({"v": torch.zeros(2, 5, 2, 2, dtype=torch.int64)}, "v has dtype torch.int64; it must be floating"),
         ({"v": torch.zeros(2, 5, 2, 2, dtype=torch.complex64)}, "v has dtype torch.complex64; it must be floating"),
         ({"v": torch.zeros(2, 5, 2, 2, device="meta")}, "v is on meta; it must be on cpu, where q is"),

@@ -2,7 +2,8 @@ r"""A matrix memory written by outer products and faded by gates.
 
 .. math:: S_t = \mathrm{diag}(e^{g_t}) S_{t-1} + k_t v_t^\top, \qquad o_t = s \, S_t^\top q_t
 
-Dimensions: B batch, T time, H heads, K key dim, V value dim, n chunks, C tokens of a chunk, N = B H n.
+Dimensions: B batch, T time, H heads, G groups of heads, K key dim, V value dim, n chunks, C tokens of a chunk,
+N = B H n.
 
 The parallel path works on all chunks at once: inside a chunk the scores q k^T, each faded by the decay between its two
 tokens; between chunks a scan of n states. Every decay is the exponential of a sum of the log decays that it spans,
@@ -16,8 +17,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from seriatim.core.errors import check_divisible
 from seriatim.core.linear import linear_in
 from seriatim.kernels.cpu.matrix_scan import matrix_scan as compiled
+from seriatim.kernels.cpu.shared_scan import shared_scan
 from seriatim.ops.backend import choose
 from seriatim.ops.checks import check_reset, check_tensors
 from seriatim.ops.precision import cast, compute_dtype, full_precision
@@ -30,8 +33,8 @@ CHUNK_PER_KEY = 32  # the work inside a chunk grows with its logarithm, but the 
 
 @linear_in("v")
 def matrix_scan(
-    q: Float[Tensor, "B T H K"],
-    k: Float[Tensor, "B T H K"],
+    q: Float[Tensor, "B T G K"],
+    k: Float[Tensor, "B T G K"],
     v: Float[Tensor, "B T H V"],
     log_decay: Float[Tensor, "B T H"] | Float[Tensor, "B T H K"] | None = None,
     *,
@@ -42,7 +45,7 @@ def matrix_scan(
     """Linear attention with decay: S = diag(exp(log_decay)) S + k v^T, o = scale S^T q.
 
     Args:
-        q, k: (B, T, H, K).
+        q, k: (B, T, G, K), each of the G groups for H / G heads; usually G is H.
         v: (B, T, H, V).
         log_decay: None for no decay, (B, T, H) for one a head, (B, T, H, K) for one a key feature. Any size, -inf
             included; usually not above 0.
@@ -57,22 +60,28 @@ def matrix_scan(
         SeriatimError: an argument has another shape, dtype or device than the above.
     """
     per_head = isinstance(log_decay, Tensor) and log_decay.dim() == 3
+    per_key = log_decay is not None and not per_head
     check_tensors(
         {
-            "q": (q, "batch time heads keys"),
-            "k": (k, "batch time heads keys"),
+            "q": (q, "batch time groups keys"),
+            "k": (k, "batch time groups keys"),
             "v": (v, "batch time heads values"),
             "log_decay": (log_decay, "batch time heads?" if per_head else "batch time heads keys?"),
             "state": (state, "batch heads keys values?"),
         }
     )
     check_reset(reset, q)
+    shares = q.size(2) != v.size(2)
+    if shares:
+        check_divisible(heads=v.size(2), groups=q.size(2))
     arguments = cast(compute_dtype(q, k, v, log_decay, state), q, k, v, log_decay)
     state = None if state is None else state.to(arguments[0].dtype)
     with full_precision(q.device):
         # One token is a few calls of PyTorch, which are no slower than the launch of a kernel.
-        kernels = {"cpu": compiled} if q.size(1) != 1 else {}
+        kernels = {"cpu": shared_scan if shares and not per_key else compiled} if q.size(1) != 1 else {}
         scan = choose({"reference": reference, "torch": chunked, **kernels}, arguments[0])
+        if shares and scan is not shared_scan:
+            arguments = [*(_repeat(z, v.size(2)) for z in arguments[:2]), *arguments[2:]]
         o, state = scan(*arguments, scale=scale, state=state, reset=reset)
     return o.to(v.dtype), state
 
@@ -129,6 +138,11 @@ def chunked(
     states, state = _scan_chunks(total.exp(), written, state, count)
     o = torch.baddbmm(scores @ v, q * before.exp(), states)
     return o.reshape(batch, heads, count * size, v.size(-1))[:, :, :time].transpose(1, 2), state
+
+
+def _repeat(x: Tensor, heads: int) -> Tensor:
+    """(B, T, G, K) -> (B, T, H, K), of one group a view."""
+    return x.unsqueeze(3).expand(-1, -1, -1, heads // x.size(2), -1).flatten(2, 3)
 
 
 def _empty(k: Tensor, v: Tensor) -> Tensor:

@@ -141,7 +141,5 @@ def dual_scan(
 
     Source: Dao and Gu, 2024, arXiv:2405.21060, section 6.
     """
-    shared = x.size(2) // B.size(2)
-    k, q = (z.unsqueeze(3).expand(-1, -1, -1, shared, -1).flatten(2, 3) for z in (B, C))  # of one group a view
-    y, state = ops.matrix_scan(q, k, step.unsqueeze(-1) * x, log_decay, state=state, reset=reset)
+    y, state = ops.matrix_scan(C, B, step.unsqueeze(-1) * x, log_decay, state=state, reset=reset)
     return y.to(x.dtype), state

@@ -13,7 +13,7 @@ from seriatim.kernels.cpu.source.lines import fill
 from seriatim.kernels.cpu.source.matrix_pieces import PER_HEAD
 from seriatim.kernels.cpu.source.simd import WIDTH
 
-__all__ = ["finish_per_key", "unfade_per_head", "unfade_per_key"]
+__all__ = ["finish_per_key", "unfade_per_head", "unfade_per_key", "unfade_row"]
 
 ZERO, ONE = np.float32(0), np.float32(1)
 
@@ -33,7 +33,7 @@ def unfade_per_head(piece, grads, room, more):
     for down in range(n):
         i = n - 1 - down
         row = 4 * i * chunk
-        found[i] = _unfade_row(i, more.columns, more.scores + row, room.scores + row, room.between + row)
+        found[i] = unfade_row(i, more.columns, more.scores + row, room.scores + row, room.between + row)
     if piece.kind != PER_HEAD:
         return
     across, earlier, later = vector(more.across, piece.keys), ZERO, ZERO
@@ -61,7 +61,7 @@ def _scale(n, x, factor, y):
 
 
 @function
-def _unfade_row(i, columns, grad_p, p, between):
+def unfade_row(i, columns, grad_p, p, between):
     """Row i of dP is multiplied by its decays, after dP * P is added to `columns`; the sum of the columns before i."""
     total, whole = every(ZERO), lanes(WIDTH)
     for j in range(0, whole_blocks(i + 1), WIDTH):

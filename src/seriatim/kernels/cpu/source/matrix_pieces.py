@@ -15,7 +15,19 @@ from seriatim.kernels.cpu.source.lanes import every, lanes, load, store, where
 from seriatim.kernels.cpu.source.language import function, vector
 from seriatim.kernels.cpu.source.simd import WIDTH, multiply, transpose
 
-__all__ = ["NO_DECAY", "PER_HEAD", "PER_KEY", "Piece", "Room", "carry", "fade", "score", "write"]
+__all__ = [
+    "NO_DECAY",
+    "PER_HEAD",
+    "PER_KEY",
+    "Piece",
+    "Room",
+    "carry",
+    "decays_between",
+    "exponentials",
+    "fade",
+    "score",
+    "write",
+]
 
 NO_DECAY, PER_HEAD, PER_KEY = 0, 1, 2
 ZERO, HALF, ONE = np.float32(0), np.float32(0.5), np.float32(1)
@@ -78,7 +90,7 @@ def score(piece, room):
         block_scores(piece.keys, room.queries, piece.keys, room.keys_transposed, chunk,
                      room.decays, piece.keys, room.scores, chunk)  # fmt: skip
         return
-    _decays_between(piece, room)
+    decays_between(piece, room)
     lower_product(n, piece.keys, piece.q, piece.q_row, room.keys_transposed, chunk, room.scores, chunk)
     for i in range(n):
         columns = whole_blocks(i + 1)
@@ -116,7 +128,7 @@ def carry(n, state, total, change, written, target):
 
 
 @function
-def _exponentials(keys, room):
+def exponentials(keys, room):
     """From sums of log decays, `total`: their exp, and `change`: exp - 1 where that is small, elsewhere 1."""
     total, change = vector(room.total, keys), vector(room.change, keys)
     for m in range(keys):
@@ -147,7 +159,7 @@ def _fade_per_head(piece, room):
         after[i] = exp(after[i])
     for m in range(keys):
         total[m] = up
-    _exponentials(keys, room)
+    exponentials(keys, room)
     for i in range(n):
         _scaled(keys, piece.q + 4 * i * piece.q_row, piece.scale * before[i], room.faded_queries + 4 * i * keys)
         _scaled(keys, piece.k + 4 * i * piece.k_row, after[i], room.faded_keys + 4 * i * keys)
@@ -162,7 +174,7 @@ def _scaled(n, x, factor, out):
 
 
 @function
-def _decays_between(piece, room):
+def decays_between(piece, room):
     """The scale times the decay between tokens j <= i, into row i and column j; 0 above the diagonal of their blocks.
 
     A sum runs down each column: a log decay of any size, -inf included, leaves those exact that do not span it.
@@ -206,4 +218,4 @@ def _fade_per_key(piece, room):
             store(load(piece.k + at + 4 * i * piece.k_row, some) * after, room.faded_keys + row, some)
             after = after * load(room.decays + row, some)
         store(total, room.total + at, some)
-    _exponentials(keys, room)
+    exponentials(keys, room)
