@@ -4,7 +4,8 @@ from typing import Any, SupportsFloat
 
 import numpy as np
 
-from seriatim.apps.rl.environment import Environment, Features, features, flat
+from seriatim.apps.rl import environment as spaces
+from seriatim.apps.rl.environment import Environment, Features
 from seriatim.core.errors import SeriatimError, check_size
 
 __all__ = ["PreviousAction", "RandomProjection"]
@@ -26,7 +27,9 @@ class PreviousAction:
         self.environment, self.action_space = environment, environment.action_space
         if not hasattr(self.action_space, "n"):
             raise SeriatimError(f"the environment's action_space is {self.action_space}; it must be discrete")
-        self.observation_space = Features((features(environment.observation_space) + int(self.action_space.n) + 1,))
+        self.observation_space = Features(
+            (spaces.features(environment.observation_space) + int(self.action_space.n) + 1,)
+        )
 
     def reset(self, *, seed: int | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         """The first observation of an episode."""
@@ -40,7 +43,7 @@ class PreviousAction:
 
     def _told(self, observation: Any, action: int | None) -> np.ndarray:
         told = np.zeros(self.observation_space.shape, np.float32)
-        first = flat(self.environment.observation_space, observation)
+        first = spaces.flat(self.environment.observation_space, observation)
         told[: len(first)] = first
         told[-1 if action is None else len(first) + action] = 1
         return told
@@ -69,19 +72,19 @@ class RandomProjection:
     """
 
     def __init__(self, environment: Environment, features: int | None = None, trials: int = 16, actions: bool = True):
-        read = _features(environment)
-        check_size(features=read if features is None else features, trials=trials)
+        size = spaces.features(environment.observation_space)
+        check_size(features=size if features is None else features, trials=trials)
         self.environment, self.action_space = environment, environment.action_space
-        self.features, self.trials, self.actions = read if features is None else features, trials, actions
+        self.features, self.trials, self.actions = size if features is None else features, trials, actions
         self.observation_space = Features((self.features + 2,))
-        self.random = np.random.default_rng(0)
+        self.size, self.random = size, np.random.default_rng(0)
 
     def reset(self, *, seed: int | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         """Draws the maps; the first observation."""
         if seed is not None:
             self.random = np.random.default_rng(seed)
         self.trial = 0
-        self.map = np.sqrt(2) * _orthogonal(self.features, _features(self.environment), self.random)
+        self.map = np.sqrt(2) * _orthogonal(self.features, self.size, self.random)
         self.action_map = self._draw_actions()
         observation, info = self.environment.reset(seed=seed)
         return self._seen(observation, 0.0, False), info
@@ -100,7 +103,7 @@ class RandomProjection:
         space = self.action_space
         if hasattr(space, "n"):
             return self.random.permutation(space.n) if self.actions else np.arange(space.n)
-        size = _features_of_actions(space)
+        size = spaces.features(space)
         return _orthogonal(size, size, self.random) if self.actions else np.eye(size)
 
     def _meant(self, action: Any) -> Any:
@@ -110,16 +113,8 @@ class RandomProjection:
         return np.clip(mapped, self.action_space.low, self.action_space.high).astype(np.float32)
 
     def _seen(self, observation: Any, reward: float, ended: bool) -> np.ndarray:
-        projected = self.map @ flat(self.environment.observation_space, observation)
+        projected = self.map @ spaces.flat(self.environment.observation_space, observation)
         return np.concatenate([projected, [reward, ended]]).astype(np.float32)
-
-
-def _features(environment: Environment) -> int:
-    return features(environment.observation_space)
-
-
-def _features_of_actions(space: Any) -> int:
-    return int(np.prod(space.shape))
 
 
 def _orthogonal(rows: int, columns: int, random: np.random.Generator) -> np.ndarray:
