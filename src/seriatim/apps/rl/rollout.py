@@ -67,9 +67,9 @@ class Collector:
             log_policy = answers[:, :-1].log_softmax(1).cpu()
             actions = torch.multinomial(log_policy.exp(), 1, generator=self.random)
             log_probs, actions = log_policy.gather(1, actions).squeeze(1), actions.squeeze(1)
-            rewards, terminated, truncated, last, finished = self._act(actions.tolist())
-            beyond = self._values(last, self.state) * truncated if truncated.any() else torch.zeros(len(last))
-            rows.append((x, begins, actions, log_probs, answers[:, -1].cpu(), rewards, terminated | truncated, beyond))
+            rewards, cut, last, finished = self._act(actions.tolist())
+            beyond = self._values(last, self.state) * cut if cut.any() else torch.zeros(len(last))
+            rows.append((x, begins, actions, log_probs, answers[:, -1].cpu(), rewards, self.begins, beyond))
             returns += finished
         x, reset, actions, log_probs, values, rewards, ended, beyond = (
             torch.stack(each, 1) for each in zip(*rows, strict=True)
@@ -87,25 +87,21 @@ class Collector:
     def _values(self, observations: Sequence[Any], state: State) -> Tensor:
         return self.policy.step(self._tensor(observations), state)[0][:, -1].cpu()
 
-    def _act(self, actions: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, list[Any], list[float]]:
-        """Rewards, what was terminated and what was truncated (B,), the observations then, the returns that are whole.
+    def _act(self, actions: Sequence[int]) -> tuple[Tensor, Tensor, list[Any], list[float]]:
+        """Rewards and what was cut off (B,), the observations then, and the returns of episodes that ended.
 
-        Where an episode ended the next one begins.
+        Where one ended the next begins.
         """
-        last, rewards, terminated, truncated, _ = zip(
-            *(one.step(action) for one, action in zip(self.environments, actions, strict=True)), strict=True
-        )
+        taken = [one.step(action) for one, action in zip(self.environments, actions, strict=True)]
+        last, rewards, terminated, truncated, _ = (list(each) for each in zip(*taken, strict=True))
         ended = np.logical_or(terminated, truncated)
         self.sums += np.array(rewards, float)
         finished = self.sums[ended].tolist()
         self.sums[ended] = 0
-        self.now = [
-            one.reset()[0] if over else observation
-            for one, over, observation in zip(self.environments, ended, last, strict=True)
-        ]
+        self.now = [self.environments[row].reset()[0] if over else last[row] for row, over in enumerate(ended)]
         self.begins = torch.from_numpy(ended)
-        ends_ = [torch.tensor(each, dtype=torch.bool) for each in (terminated, truncated)]
-        return torch.tensor(rewards, dtype=torch.float32), ends_[0], ends_[1] & ~ends_[0], list(last), finished
+        cut = torch.from_numpy(ended & ~np.array(terminated, bool))
+        return torch.tensor(rewards, dtype=torch.float32), cut, last, finished
 
     def _tensor(self, observations: Sequence[Any]) -> Tensor:
         device = next(self.policy.parameters()).device

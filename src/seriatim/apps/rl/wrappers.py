@@ -20,7 +20,7 @@ class PreviousAction:
     Args:
         environment: of discrete actions.
 
-    Source: the environments of Lu et al., 2023, arXiv:2303.03982, section 5.3, in its official code.
+    Source: the environments of Lu et al., 2023, arXiv:2303.03982, section 5, in its official code.
     """
 
     def __init__(self, environment: Environment):
@@ -67,7 +67,7 @@ class RandomProjection:
 
     `reset(seed=...)` also says which maps come; test with seeds that training did not see.
 
-    Source: Lu et al., 2023, arXiv:2303.03982, section 5.4; P's distribution and the trials of its official code, where
+    Source: Lu et al., 2023, arXiv:2303.03982, section 5; P's distribution and the trials of its official code, where
         a trial begins in the state that the first began in; here it begins as any episode does.
     """
 
