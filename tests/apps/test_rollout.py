@@ -104,3 +104,11 @@ def test_a_policy_of_other_ends_is_refused():
         Collector(policy_for(environment), [])
     with pytest.raises(SeriatimError, match="steps is 0"):
         Collector(policy_for(environment), [environment]).collect(0)
+
+
+def test_an_end_and_a_cut_at_the_same_step_are_told_apart():
+    environments = [Echo(length=3), Echo(length=3, cut=True)]
+    segment = Collector(policy_for(environments[0]), environments).collect(3)
+    assert segment.ended[:, 2].all()
+    assert segment.next_values[0, 2] == 0
+    assert segment.next_values[1, 2] != 0
