@@ -17,7 +17,7 @@ LAYERS = [
     ["backbones", "vision"],
     ["models"],
     ["objectives", "decoding", "analysis", "compress", "parallel", "train"],
-    ["tasks", "data", "interop", "serve"],
+    ["tasks", "data", "interop", "serve", "apps"],
     ["cli"],
 ]
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}

@@ -1,0 +1,1 @@
+"""Whole applications of the parts below: what they need beyond training and writing stands here."""
