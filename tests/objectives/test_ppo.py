@@ -106,7 +106,7 @@ def test_entropy_is_that_of_the_categorical_distribution():
 
 def test_bad_options_are_named():
     logits, values, done = lived()
-    with pytest.raises(SeriatimError, match="clip is 0; it must be above 0"):
+    with pytest.raises(SeriatimError, match="clip is 0; it must be a finite number above 0"):
         ppo(logits, values, done, clip=0)
     with pytest.raises(SeriatimError, match=r"trace is 1\.5; it must be between 0 and 1"):
         advantages(values, values, values, values > 0, trace=1.5)
