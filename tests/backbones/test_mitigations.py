@@ -120,9 +120,9 @@ def test_a_model_is_mitigated_with_its_weights(mitigation):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("forgetful_mamba2", {"retain": 0}, "retain is 0; it must be a number above 0 and at most 1"),
-        ("forgetful_mamba2", {"retain": 1.1}, "retain is 1.1; it must be a number above 0 and at most 1"),
-        ("forgetful_mamba2", {"insert": True}, "insert is True; it must be a number"),
+        ("forgetful_mamba2", {"retain": 0}, "retain is 0; it must be above 0 and at most 1"),
+        ("forgetful_mamba2", {"retain": 1.1}, "retain is 1.1; it must be above 0 and at most 1"),
+        ("forgetful_mamba2", {"insert": True}, "insert is True; it must be a finite number"),
         ("normalized_state", {"limit": 0.0}, "limit is 0.0; it must be a finite number above 0"),
         ("state_window", {"size": 0}, "size is 0; it must be a whole number above 0"),
         ("state_window", {"inner": "gla"}, "inner is a GLA; it must be a mamba2 of 8 features"),

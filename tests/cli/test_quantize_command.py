@@ -32,7 +32,9 @@ def test_a_quantised_run_is_a_run(seriatim, refused, mamba, tmp_path, scheme):
     assert about["quantized"]["from"] == str(mamba)
     assert about["checkpoints"] == ["step-00000020"]
     assert about["bytes"] < json.loads(seriatim("info", mamba, "--json").out)["bytes"] / 2
-    assert scheme in seriatim("info", out).out
+    shown = seriatim("info", out).out
+    assert scheme in shown
+    assert "20 of 20" in shown
     refused("is not empty", "quantize", mamba, "--scheme", scheme, "--out", out)
     refused("it must be of a language_model", "quantize", out, "--scheme", scheme, "--out", tmp_path / "again")
 
@@ -50,6 +52,12 @@ def test_a_state_goes_on_in_the_quantised_run_only(seriatim, refused, mamba, tmp
     assert seriatim("generate", out, "--prompt", "line", "--tokens", 5, "--save-state", state).status == 0
     assert seriatim("generate", out, "--state", state, "--tokens", 5).status == 0
     refused("belongs to another model", "generate", mamba, "--state", state)
+
+
+def test_a_folder_that_is_not_empty_is_refused_before_any_work(refused, mamba, tmp_path, monkeypatch):
+    monkeypatch.setattr("seriatim.compress.quantize.quantize", None)
+    (tmp_path / "notes.txt").write_text("mine")
+    refused("is not empty", "quantize", mamba, "--out", tmp_path)
 
 
 def test_what_cannot_be_quantised_is_refused_in_one_line(refused, mamba, trained, tmp_path):

@@ -257,6 +257,7 @@ def test_masks_that_are_not_there_are_refused(windows):
         ("Copying", {"length": 1}, "length is 1; Copying needs at least 2"),
         ("Copying", {"length": 0}, "length is 0"),
         ("PrefixLM", {"length": 9, "share": 1.0}, "share is 1.0"),
+        ("PrefixLM", {"length": 9, "share": "half"}, "share is 'half'; it must be a finite number"),
         ("Infilling", {"length": 9, "rate": 0.0}, "rate is 0.0"),
         ("Autoencoding", {"length": 9, "span": 0}, "span is 0"),
         ("Deshuffling", {"length": 9, "rate": 1.5}, "rate is 1.5"),

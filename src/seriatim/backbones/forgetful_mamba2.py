@@ -8,7 +8,7 @@ from torch import Tensor
 from seriatim.backbones.mitigated_base import MitigatedMamba2
 from seriatim.core import ragged
 from seriatim.core.build import Spec
-from seriatim.core.errors import SeriatimError
+from seriatim.core.errors import SeriatimError, check_number
 from seriatim.core.linear import linear_in
 from seriatim.mixers.state_space import mamba2
 from seriatim.mixers.state_space.base import dual_scan
@@ -35,8 +35,9 @@ class ForgetfulMamba2(MitigatedMamba2):
     def __init__(self, dim: int, inner: Spec = "mamba2", retain: float = 0.999, insert: float = 1.0):
         super().__init__()
         for name, value in {"retain": retain, "insert": insert}.items():
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
-                raise SeriatimError(f"{name} is {value!r}; it must be a number above 0 and at most 1")
+            check_number(**{name: value})
+            if not 0 < value <= 1:
+                raise SeriatimError(f"{name} is {value}; it must be above 0 and at most 1")
         self.retain, self.insert = retain, insert
         self.set_inner(dim, inner)
 

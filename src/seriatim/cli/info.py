@@ -61,6 +61,7 @@ def _table(found: dict[str, Any]) -> str:
     )
     model = ", ".join(f"{name} {_plain(value)}" for name, value in found["model"].items() if name != "model")
     line, steps = found["last_log_line"], found["checkpoints"]
+    newest = int(steps[-1].rpartition("-")[2]) if steps else 0
     rows = {
         "run": found["run"],
         "model": f"{found['model']['model']}: {model}",
@@ -69,7 +70,7 @@ def _table(found: dict[str, Any]) -> str:
         "state": state,
         **_source(found),
         **({"quantised from": found["quantized"]["from"]} if "quantized" in found else {}),
-        "steps": f"{line['step'] if line else 0:,}" + (f" of {found['steps']:,}" if found["steps"] else ""),
+        "steps": f"{line['step'] if line else newest:,}" + (f" of {found['steps']:,}" if found["steps"] else ""),
         "checkpoints": ", ".join(steps) or "none yet",
         "last log line": "none yet" if line is None else ", ".join(f"{k} {_plain(v)}" for k, v in line.items()),
     }

@@ -61,7 +61,9 @@ def run(options: Any) -> int:
     from seriatim.cli.runs import open_run
     from seriatim.compress.quantize import quantize
     from seriatim.models.language_model import LanguageModel
+    from seriatim.train.run_folder import RunFolder
 
+    RunFolder(options.out, {})  # one that cannot be written to is refused before any work
     run = open_run(options.run)
     if not isinstance(run.model, LanguageModel):
         raise SeriatimError(f"run {options.run!r} is of a {type(run.model).__name__}; it must be of a language_model")

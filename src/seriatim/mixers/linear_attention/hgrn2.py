@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seriatim.core.errors import SeriatimError, check_divisible
+from seriatim.core.errors import SeriatimError, check_divisible, check_number
 from seriatim.core.mixer import state_dtype
 from seriatim.mixers.linear_attention.base import MatrixInputs, MatrixMixer
 from seriatim.nn.norms import build_norm
@@ -40,7 +40,8 @@ class HGRN2(MatrixMixer):
     def __init__(self, dim: int, heads: int = 4, lower_bound: float = 0.0, norm: str = "layer"):
         super().__init__()
         check_divisible(dim=dim, heads=heads)
-        if isinstance(lower_bound, bool) or not isinstance(lower_bound, int | float) or not 0 <= lower_bound < 1:
+        check_number(lower_bound=lower_bound)
+        if not 0 <= lower_bound < 1:
             raise SeriatimError(f"lower_bound is {lower_bound!r}; it must be a number from 0 to below 1")
         self.dim, self.heads, self.lower_bound = dim, heads, lower_bound
         self.key_dim = self.value_dim = dim // heads

@@ -22,7 +22,7 @@ from itertools import pairwise
 from random import Random
 from typing import ClassVar
 
-from seriatim.core.errors import SeriatimError, check_size
+from seriatim.core.errors import SeriatimError, check_number, check_size
 from seriatim.objectives.birdie.special import SpecialTokens
 
 __all__ = [
@@ -230,5 +230,6 @@ def _parts(total: int, count: int, random: Random) -> list[int]:
 
 
 def _check_share(name: str, value: float) -> None:
-    if isinstance(value, bool) or not 0 < value < 1:
+    check_number(**{name: value})
+    if not 0 < value < 1:
         raise SeriatimError(f"{name} is {value}; it must be above 0 and below 1")
