@@ -192,7 +192,6 @@ ROWS = {
     "cat": lambda x: torch.cat([x, 2 * x, x[:, 1:2]], 1)[:, 3 : 3 + x.size(1)],
     "stack": lambda x: torch.stack([x, -x], 2).flatten(1)[:, 1 : 1 + x.size(1)],
     "cat of nothing": lambda x: torch.cat([x[:, :0], x, 2 * x], 1)[:, : x.size(1)],
-    "flip": lambda x: x.flip(1) + 2 * x.flip(0, 1).exp(),
     "pad": lambda x: F.pad(x, (1, 2, 0, 0), value=3.0)[:, : x.size(1)] + F.pad(x, (1, 0))[:, 1:],
     "pad of nothing": lambda x: x + F.pad(x[:, :0], (x.size(1), 0), value=2.0),
     "select": lambda x: x.index_select(0, torch.tensor([2, 0, 1])) + F.embedding(torch.tensor([0, 2, 2]), x),

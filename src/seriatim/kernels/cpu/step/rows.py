@@ -170,14 +170,6 @@ def _stack(writer: Writer, tensors: Sequence[View], dim: int = 0) -> View:
     )
 
 
-def _flip(writer: Writer, x: View, dims: Sequence[int]) -> View:
-    for dim in dims:
-        last = x.offset + (x.shape[dim] - 1) * x.stride[dim]
-        stride = [-step if i == dim % len(x.stride) else step for i, step in enumerate(x.stride)]
-        x = x._replace(offset=last, stride=tuple(stride))
-    return writer.copy(x)
-
-
 def _pad(writer: Writer, x: View, pad: Sequence[int], value: float = 0) -> View:
     shape, inside = list(x.shape), []
     for i in range(len(pad) // 2):
@@ -239,7 +231,6 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "cat": _cat,
     "constant_pad_nd": _pad,
     "embedding": _embedding,
-    "flip": _flip,
     "index_select": _index_select,
     "linalg_vector_norm": _norm,
     "mean": _mean,
