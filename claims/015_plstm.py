@@ -1,12 +1,16 @@
 """A recurrent network over the grid of an image's patches tells whether an arrow points at a circle in images larger
 than it was trained on, where a vision transformer does not.
 
-Images are the paper's at half their resolution, in larger patches (grids of 4 x 4, then 8 x 8); both models are trained
-on the same fixed images, turned and mirrored, and have equally many parameters. The paper trains 12 layers of 192
-features for 39,000 batches of 128 images of full resolution; in the few minutes here neither model leaves chance, so
-nothing is said of larger images. Also tried, of pLSTM only, one seed: a quarter of the resolution, patches of 12
-pixels, 64 features, 750 steps at rate 2e-3: chance as well.
+The task is made easier for both: a sixteenth of the paper's pixels (images of 48 in place of 192 pixels a side, shrunk
+by 4; in patches of 12: grids of 4 x 4, then 6 x 6 and 8 x 8), arrows twice as long, and those that do not point at the
+circle point away from it, by 90 degrees at least. Both models are trained for as many steps on the same fixed images,
+turned and mirrored, and have equally many parameters; one seed. The paper trains 12 layers of 192 features for 39,000
+batches of 128 images. Without the easier figures, at half the paper's resolution in patches of 24 pixels, neither model
+had left chance after 800 (pLSTM) and 2,000 (ViT) steps.
 """
+
+import math
+import time
 
 import torch
 import torch.nn.functional as F
@@ -22,18 +26,19 @@ from seriatim.vision.plstm_vision import GridPLSTM, PLSTMVision
 from seriatim.vision.vit import ViT
 
 SOURCE = "2506.11997"
-SIZE, SHRINK, PATCH, DIM, DEPTH, HEADS = 96, 2, 24, 32, 4, 2
-BATCH, RATE, DECAY = 64, 1e-3, 0.05
-STEPS = {"pLSTM": 800, "ViT": 2000}
+SIZE, SHRINK, PATCH, DIM, DEPTH, HEADS = 48, 4, 12, 32, 4, 2
+SIDES = (SIZE, 3 * SIZE // 2, 2 * SIZE)  # of the images to test on
+LENGTH, MISS = (20.0, 60.0), math.pi / 2
+BATCH, RATE, BETAS, DECAY, STEPS = 64, 2e-3, (0.9, 0.99), 0.05, 4000
 MARGIN = 0.05  # about three standard deviations of a rate
-LEARNT = 0.6  # below it nothing was learned that could be compared
-MEAN, DEVIATION = 0.03, 0.15  # of black, roughly
+LEARNT = 0.7  # on images of the size trained on; below it nothing was learned that could be carried over
+MEAN, DEVIATION = 0.05, 0.2  # of black, roughly
 Data = tuple[Tensor, Tensor]
 
 
 def drawn(size: int, count: int, seed: int) -> Data:
     """Black, from 0 to 255, and labels."""
-    task, source = ArrowPointing(size, SHRINK), generator(seed, size)
+    task, source = ArrowPointing(size, SHRINK, LENGTH, MISS), generator(seed, size)
     parts = [task.sample(100, source) for _ in range(count // 100)]
     black = [((1 - part.images[:, :1]) * 255).round().to(torch.uint8) for part in parts]
     return torch.cat(black), torch.cat([part.labels for part in parts])
@@ -54,7 +59,7 @@ def classifier(backbone: VisionBackbone) -> nn.Module:
 def fit(model: nn.Module, data: Data, steps: int, seed: int) -> float:
     """Trains it by AdamW and returns the mean loss of the last tenth of the steps."""
     source, losses = generator(seed, 0), []
-    optimiser = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=DECAY)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=RATE, betas=BETAS, weight_decay=DECAY)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate_of(step, steps))
     for _ in range(steps):
         index = torch.randint(len(data[0]), (BATCH,), generator=source)
@@ -101,25 +106,27 @@ def exact() -> Finding:
 
 
 def run(quick: bool, seed: int) -> list[Finding]:
-    """Right answers on images of the size trained on and on images with twice their sides."""
+    """Right answers on images of the size trained on, and of one and a half times and twice its sides."""
     findings = [exact()]
-    count, tests = (100, 100) if quick else (10_000, 1_000)
-    data, same, larger = drawn(SIZE, count, seed), drawn(SIZE, tests, seed + 1), drawn(2 * SIZE, tests, seed + 1)
-    rates: dict[str, tuple[float, float]] = {}
-    for name in STEPS:
+    count, tests = (100, 100) if quick else (16_000, 1_000)
+    data, others = drawn(SIZE, count, seed), [drawn(side, tests, seed + 1) for side in SIDES]
+    rates: dict[str, list[float]] = {}
+    for name in ("pLSTM", "ViT"):
         torch.manual_seed(seed)
         model = classifier(PLSTMVision(DIM, DEPTH, HEADS, PATCH, 1, SIZE))
         if name == "ViT":
             model = of_as_many_parameters(SIZE, model)
-        loss = fit(model, data, 2 if quick else STEPS[name], seed)
-        rates[name] = right(model, same), right(model, larger)
-        ours = f"{rates[name][0]:.2f}, {rates[name][1]:.2f} ({parameters(model):,} parameters, loss {loss:.3f})"
-        what = f"{name}, {STEPS[name]:,} steps: right at {SIZE} x {SIZE} and {2 * SIZE} x {2 * SIZE} pixels"
+        begin = time.process_time()
+        loss = fit(model, data, 2 if quick else STEPS, seed)
+        took = time.process_time() - begin
+        rates[name] = [right(model, images) for images in others]
+        ours = ", ".join(f"{rate:.2f}" for rate in rates[name])
+        ours += f" ({parameters(model):,} parameters, loss {loss:.3f}, {took:.0f} s)"
+        what = f"{name}, {STEPS:,} steps: right at {', '.join(map(str, SIDES))} pixels a side"
         findings.append(Finding(what, "", ours, None))
-    above = rates["pLSTM"][1] > rates["ViT"][1] + MARGIN
-    learnt = not quick and max(rate for pair in rates.values() for rate in pair) > LEARNT
-    ours = f"{rates['pLSTM'][1]:.2f}, {rates['ViT'][1]:.2f}"
-    findings.append(
-        Finding("larger images: pLSTM, ViT", "pLSTM goes on, ViT does not", ours, above if learnt else None)
-    )
+    above = rates["pLSTM"][-1] > rates["ViT"][-1] + MARGIN
+    learnt = not quick and min(found[0] for found in rates.values()) > LEARNT
+    ours = f"{rates['pLSTM'][-1]:.2f}, {rates['ViT'][-1]:.2f}"
+    what = "twice the sides: pLSTM, ViT"
+    findings.append(Finding(what, "pLSTM goes on, ViT does not", ours, above if learnt else None))
     return findings
