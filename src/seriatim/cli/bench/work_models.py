@@ -35,6 +35,7 @@ def works(quick: bool) -> list[Work]:
         _mamba_training("transformers", 2, time, Target(300)),
         _mamba2_training(2, time, (256,), Target(8)),
         _mamba2_training(2, time, (32, 64, 128), None),
+        _mamba2_training(2, time, (256,), None, half=True),
     ]
     for mixer in ("gla", "mamba"):
         found += [
@@ -126,8 +127,9 @@ def _mamba_training(package: str, batch: int, time: int, target: Target | None) 
     return Work("Mamba, training step", shape, peer, make, target, weight=8 if package == "transformers" else 2)
 
 
-def _mamba2_training(batch: int, time: int, chunks: tuple[int, ...], target: Target | None) -> Work:
-    """transformers' Mamba-2 with the fastest of some chunk sizes; by itself it has 256."""
+def _mamba2_training(batch: int, time: int, chunks: tuple[int, ...], target: Target | None, half: bool = False) -> Work:
+    """transformers' Mamba-2 with the fastest of some chunk sizes; by itself it has 256. With `half`, both sides' steps
+    are under bfloat16 autocast; what is compared before is float32."""
     states, width = 128, 64
 
     def make() -> Pair:
@@ -145,8 +147,11 @@ def _mamba2_training(batch: int, time: int, chunks: tuple[int, ...], target: Tar
             logits: Tensor = peer(tokens).logits
             return logits
 
+        def cast(logits: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+            return torch.autocast("cpu", torch.bfloat16)(logits) if half else logits
+
         def with_chunks(size: int) -> Callable[[], None]:
-            step = _step(peer, peer_logits, tokens)
+            step = _step(peer, cast(peer_logits), tokens)
 
             def run() -> None:
                 for mixer in mixers:
@@ -165,15 +170,16 @@ def _mamba2_training(batch: int, time: int, chunks: tuple[int, ...], target: Tar
         scan = counts.chunked_matrix(batch * time, 2 * DIM // width, states, width) * LAYERS
         of = f", the fastest of {', '.join(map(str, chunks))}" if len(chunks) > 1 else ", its default"
         return Pair(
-            ours=_step(ours, own_logits, tokens),
+            ours=_step(ours, cast(own_logits), tokens),
             peer=sides[best],
             path=f"Mamba2ForCausalLM, chunk_size {best}{of}",
             compare=compare,
-            flops=counts.training(counts.linear(ours, batch * time) + scan),
+            flops=0.0 if half else counts.training(counts.linear(ours, batch * time) + scan),  # the peak is float32's
             parameters=peers.both(ours, peer),
         )
 
     shape = f"{LAYERS} layers, dim {DIM}, {sizes(B=batch, T=time)}" + (", best chunks" if len(chunks) > 1 else "")
+    shape += ", bfloat16 autocast" if half else ""
     return Work(
         "Mamba-2, training step", shape, Peer("transformers' Mamba-2", ("transformers",)), make, target, weight=2
     )
