@@ -113,7 +113,7 @@ def test_errors_are_of_each_frame():
         ({"size": 8}, "size is 8; digits of 8 x 8 pixels need more"),
         ({"size": 16, "magnify": 2}, "size is 16; digits of 16 x 16 pixels need more"),
         ({"speed": 1.0}, "speed is 1.0; it must be below 1"),
-        ({"speed": 0}, "speed is 0; it must be above 0"),
+        ({"speed": 0}, "speed is 0; it must be a finite number above 0"),
         ({"digits": 0}, "digits is 0; it must be a whole number above 0"),
     ],
 )
