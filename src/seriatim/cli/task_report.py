@@ -79,13 +79,14 @@ def _hex(colour: Sequence[float]) -> str:
 
 
 def finish(axes: Any) -> None:
-    """The look of all pictures of accuracy."""
+    """The look of all pictures of accuracy. A long legend stands beside the picture, not in it."""
     axes.set_ylim(-0.03, 1.03)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e5e7eb", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.minorticks_off()
-    axes.legend(fontsize=8, frameon=False)
+    beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if len(axes.get_legend_handles_labels()[1]) > 6 else {}
+    axes.legend(fontsize=8, frameon=False, **beside)
 
 
 def level_names(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[int, int], str]:
@@ -110,8 +111,14 @@ def plain_text(shown: Table, title: str) -> str:
 
 def describe(options: Mapping[str, Any], kind: str) -> str:
     """A spec in a few words: its name and its options."""
-    rest = ", ".join(f"{name} {value}" for name, value in options.items() if name != kind and value != "")
+    rest = ", ".join(_option(name, value) for name, value in options.items() if name != kind and value != "")
     return f"{options[kind]} ({rest})" if rest else str(options[kind])
+
+
+def _option(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return name if value else f"not {name}"
+    return f"{name} {value}"
 
 
 def _title(results: Mapping[str, Any]) -> str:
