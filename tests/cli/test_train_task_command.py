@@ -34,7 +34,7 @@ def test_the_table_shows_every_length_and_level(seriatim, tmp_path):
     result = seriatim("train", "task", *options, "--out", tmp_path / "run")
     assert result.status == 0
     title, _, heads, *rows = result.out.splitlines()
-    assert title.startswith("mqar (pairs 8, keys 8, power 0.01, noise True): aaren; ")
+    assert title.startswith("mqar (pairs 8, keys 8, power 0.01, noise): aaren; ")
     assert heads.split()[-3:] == ["1", "2", "4"]
     assert [row.split()[0] for row in rows] == ["4", "16"]
     assert "(trained)" in rows[0]
