@@ -9,6 +9,9 @@ parameters within 2 %, and the same training, without a search for what suits ea
 an episode, where it learns, and all that came before where its time is measured. What stands "after" some seconds is
 the return when the fastest of all runs had ended. Times are the processor's, on one thread; the paper's are a GPU's,
 where a GRU waits at every step. Random projections (`docs/reinforcement.md`) were not trained on.
+
+Longer, in one run each on RepeatFirst: S5 first came to 0.7 after 130,000 steps, and fell back to 0.1 and rose again
+until 240,000; a GRU of width 64 came to 1.0 after 200,000 and stayed there.
 """
 
 import statistics
@@ -97,11 +100,11 @@ def first_above(points: list[Point]) -> str:
 
 
 def update_time(length: int, layer: Spec, dim: int, tokens: int) -> Callable[[], float]:
-    """Measures the reading of segments with episodes of 51 in them, forward and backward, in microseconds a step."""
+    """Measures the reading of segments, each an episode, forward and backward, in microseconds a step."""
     model = policy(layer, dim, observations=9, actions=4)
     x = torch.randn(max(1, tokens // length), length, 9)
     reset = torch.zeros(x.shape[:2], dtype=torch.bool)
-    reset[:, ::51] = True
+    reset[:, 0] = True
 
     def measure() -> float:
         start = time.process_time()
@@ -140,7 +143,7 @@ def lengths(at: list[int], repeats: int, judged: bool) -> list[Finding]:
             f"GRU's time over S5's, segments of {at[-1]:,}",
             "more than 5 (GPU)",
             f"{ratio:.2f}",
-            ratio > 1 if judged else None,
+            ratio > 5 if judged else None,
         )
     )
     return findings
