@@ -6,7 +6,8 @@ by 4; in patches of 12: grids of 4 x 4, then 6 x 6 and 8 x 8), arrows twice as l
 circle point away from it, by 90 degrees at least. Both models are trained for as many steps on the same fixed images,
 turned and mirrored, and have equally many parameters; one seed. The paper trains 12 layers of 192 features for 39,000
 batches of 128 images. Without the easier figures, at half the paper's resolution in patches of 24 pixels, neither model
-had left chance after 800 (pLSTM) and 2,000 (ViT) steps.
+had left chance after 800 (pLSTM) and 2,000 (ViT) steps. Also tried, of pLSTM only, half the images and steps: with
+learned positions 0.83 at 48 and 0.62 at 96 pixels, without any 0.78 and 0.59.
 """
 
 import math
