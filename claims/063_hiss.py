@@ -8,6 +8,10 @@ sign. Oil, real: the oil temperature of an electricity transformer from its six 
 years (ETTh1, arXiv:2012.07436); of every four months of 30 days one is held out. Errors are squared, of targets with
 variance 1 in training, and given as the mean of three seeds (least to most). Flat models have two layers, the hierarchy
 one of the same kind at each level. An error counts as less where its mean is so by 5 %.
+
+Training is short, 250 batches of 8 on drift and 150 on oil, and on oil the seeds of flat and hierarchical Mamba
+overlap. Also tried, drift with 300 batches of 16 and one seed: flat and in levels s4d 0.398 and 0.415, mamba 0.075 and
+0.074, lstm 0.095 and 0.080: what training gives differs more than what levels give.
 """
 
 import csv
