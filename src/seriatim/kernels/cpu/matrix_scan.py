@@ -3,6 +3,7 @@
 Dimensions: B batch, T time, H heads, K key dim, V value dim.
 """
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from seriatim.kernels.cpu.memory import room
 from seriatim.kernels.cpu.operator import differentiable
 from seriatim.kernels.cpu.source.matrix_layout import TOKENS_PER_KEY, backward_sizes, forward_sizes
 
-__all__ = ["Blocks", "blocks", "matrix_scan"]
+__all__ = ["Blocks", "blocks", "fake", "gradients_by", "matrix_scan", "save"]
 
 _TOKENS_PER_HEAD = 32  # of a chunk: fewer load and store the state too often, more have too many scores
 _CHUNKS = (1, 2, 4, 8)  # of a cell
@@ -171,7 +172,8 @@ def _gradients_like(
     return grad_q, grad_k, grad_v, decay, q.new_empty(q.size(0), q.size(2), q.size(3), v.size(3))
 
 
-def _fake(like: Tensor, *shape: int) -> Tensor:
+def fake(like: Tensor, *shape: int) -> Tensor:
+    """In place of `room`, for a compiler."""
     return like.new_empty(shape)
 
 
@@ -179,7 +181,7 @@ def _fake(like: Tensor, *shape: int) -> Tensor:
 def _(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Any, state: Any, reset: Any, scale: float, learns: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _results(q, v, log_decay, learns, _fake)
+    return _results(q, v, log_decay, learns, fake)
 
 
 @backward.register_fake
@@ -195,25 +197,31 @@ def _(
     states: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return _gradients_like(q, k, v, log_decay, _fake)
+    return _gradients_like(q, k, v, log_decay, fake)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """What the backward pass of `forward` needs."""
     q, k, v, log_decay, state, reset, scale, _ = inputs
     ctx.save_for_backward(q, k, v, log_decay, state, reset, output[2])
     ctx.scale = scale
     ctx.set_materialize_grads(False)
 
 
-def _gradients(ctx: Any, grad_o: Tensor | None, grad_last: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
-    q, k, v, log_decay, state, reset, states = ctx.saved_tensors
-    if grad_o is None:
-        grad_o = torch.zeros_like(v)
-    grads = backward(grad_o, grad_last, q, k, v, log_decay, state, reset, states, ctx.scale)
-    grad_decay, grad_state = (
-        z if given is not None else None for z, given in zip(grads[3:], (log_decay, state), strict=True)
-    )
-    return *grads[:3], grad_decay, grad_state, None, None, None
+def gradients_by(backward: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor | None, ...]]:
+    """Autograd's backward pass from an operator like `backward`."""
+
+    def gradients(ctx: Any, grad_o: Tensor | None, grad_last: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+        q, k, v, log_decay, state, reset, states = ctx.saved_tensors
+        if grad_o is None:
+            grad_o = torch.zeros_like(v)
+        grads = backward(grad_o, grad_last, q, k, v, log_decay, state, reset, states, ctx.scale)
+        grad_decay, grad_state = (
+            z if given is not None else None for z, given in zip(grads[3:], (log_decay, state), strict=True)
+        )
+        return *grads[:3], grad_decay, grad_state, None, None, None
+
+    return gradients
 
 
-differentiable(forward, _save, _gradients)
+differentiable(forward, save, gradients_by(backward))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from seriatim.kernels.cpu.launch import Kernel, rows, threads
+from seriatim.kernels.cpu.matrix_scan import fake, gradients_by, save
 from seriatim.kernels.cpu.memory import room
 from seriatim.kernels.cpu.operator import differentiable
 from seriatim.kernels.cpu.source.shared_layout import TOKENS, backward_sizes, forward_sizes
@@ -124,15 +125,11 @@ def _gradients_like(
     return grad_q, grad_k, grad_v, decay, q.new_empty(v.size(0), v.size(2), q.size(3), v.size(3))
 
 
-def _fake(like: Tensor, *shape: int) -> Tensor:
-    return like.new_empty(shape)
-
-
 @forward.register_fake
 def _(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Any, state: Any, reset: Any, scale: float, learns: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _results(q, v, learns, _fake)
+    return _results(q, v, learns, fake)
 
 
 @backward.register_fake
@@ -148,25 +145,7 @@ def _(
     states: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return _gradients_like(q, k, v, log_decay, _fake)
+    return _gradients_like(q, k, v, log_decay, fake)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    q, k, v, log_decay, state, reset, scale, _ = inputs
-    ctx.save_for_backward(q, k, v, log_decay, state, reset, output[2])
-    ctx.scale = scale
-    ctx.set_materialize_grads(False)
-
-
-def _gradients(ctx: Any, grad_o: Tensor | None, grad_last: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
-    q, k, v, log_decay, state, reset, states = ctx.saved_tensors
-    if grad_o is None:
-        grad_o = torch.zeros_like(v)
-    grads = backward(grad_o, grad_last, q, k, v, log_decay, state, reset, states, ctx.scale)
-    grad_decay, grad_state = (
-        z if given is not None else None for z, given in zip(grads[3:], (log_decay, state), strict=True)
-    )
-    return *grads[:3], grad_decay, grad_state, None, None, None
-
-
-differentiable(forward, _save, _gradients)
+differentiable(forward, save, gradients_by(backward))
