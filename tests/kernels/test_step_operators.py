@@ -27,9 +27,9 @@ SPECIAL += [3e38, -3e38, math.inf, -math.inf, math.nan]
 
 def check(function, x, state=None, tolerance=1e-6, module=None):
     """The program of `function`, as a step, against the function."""
-    module = module or Applied(function, x.size(1))
     if state is None:
         state = torch.randn(x.size(0), x.size(1))
+    module = module or Applied(function, x.size(1), state.shape[1:], state.dtype)
     with torch.no_grad():
         found = module.step(x, state)
         assert has_program(module), function
