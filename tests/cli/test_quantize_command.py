@@ -37,6 +37,7 @@ def test_a_quantised_run_is_a_run(seriatim, refused, mamba, tmp_path, scheme):
     assert "20 of 20" in shown
     refused("is not empty", "quantize", mamba, "--scheme", scheme, "--out", out)
     refused("it must be of a language_model", "quantize", out, "--scheme", scheme, "--out", tmp_path / "again")
+    refused(f"the run in {out} is quantised and cannot be trained on", "train", "--out", out, "--resume")
 
 
 def test_json_says_the_same(seriatim, mamba, tmp_path):

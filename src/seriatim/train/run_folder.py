@@ -95,6 +95,8 @@ class RunFolder:
             kept = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise SeriatimError(f"{path} cannot be read: {error}") from error
+        if isinstance(kept, dict) and "quantized" in kept:
+            raise SeriatimError(f"the run in {self.path} is quantised and cannot be trained on")
         free = {f"train.{name}" for name in TrainSettings.free()}
         old, new = dict(_flat(kept)), dict(_flat(self.config))
         for key in [*old, *(key for key in new if key not in old)]:
