@@ -47,6 +47,7 @@ def test_values_of_the_wrong_kind_are_refused(refused):
     refused("--train.carry is 'x'; it must be bool", "train", "--train.carry", "x")
     refused("--train.schedule is 'x'; it must be one of", "train", "--train.schedule", "x")
     refused("--model.dim is 'x'; it must be int", "train", "--model.dim", "x")
+    refused("NUMBER is '64x'; it must be int", "claims", "64x")
     refused("steps is -3; it must be 0 or more", "train", "--out", "x", "--train.steps", -3)
     refused("expected one argument", "train", "--out")
     refused("--out is not given", "train")

@@ -79,16 +79,18 @@ class Parser(ArgumentParser):
             return self._unknown(found[1])
         if found := re.match(r"Option '(.+?)' is not accepted", message):
             return self._unknown(f"--{found[1]}")
-        if found := re.match(r"Parser key \"(.+?)\": (.*)", message):
-            return f"{self._flag(found[1])}{_wrong_value(found[2])}"
+        if found := re.match(r"Parser key \"(.+?)\"(?: element \d+)?: (.*)", message):
+            return f"{self._shown(found[1])}{_wrong_value(found[2])}"
         if found := re.match(r"the following arguments are required: (.*)", message):
             return f"{found[1].upper()} is not given"
         if found := re.match(r"argument (--\S+): expected one argument", message):
             return f"{message}; one that begins with a dash is written {found[1]}=-TEXT"
         return message
 
-    def _flag(self, key: str) -> str:
-        return next((a.option_strings[-1] for a in self._actions if a.dest == key and a.option_strings), f"--{key}")
+    def _shown(self, key: str) -> str:
+        """What the help calls it: a flag, or of what has no flag its name in capitals."""
+        action = next((action for action in self._actions if action.dest == key), None)
+        return f"--{key}" if action is None else [str(action.metavar or key), *action.option_strings][-1]
 
     def _example(self, group: str) -> str:
         return next(flag for flag in self.flags() if flag.startswith(f"--{group}."))[2:]
