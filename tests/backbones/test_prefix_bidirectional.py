@@ -1,10 +1,9 @@
-"""The prefix-bidirectional backbone with a prompt: what the conformance suite, which knows of no prompt, cannot see."""
+"""The prefix-bidirectional backbone with a prompt; what holds of any mixer with one: core/test_expect_prompt.py."""
 
 import pytest
 import torch
 
 from seriatim import build
-from seriatim import state as states
 from seriatim.backbones.prefix_bidirectional import reference
 from seriatim.core.errors import SeriatimError
 from seriatim.core.prompts import expect_prompt
@@ -65,71 +64,11 @@ def test_it_is_the_papers_split_state(mixer, x, prompt):
         assert torch.allclose(y[row], split_state(x[row], mask, *halves), atol=1e-12)
 
 
-@pytest.mark.parametrize("prompt", [0, 1, 5, TIME])
-def test_it_equals_its_reference(mixer, x, prompt):
-    y, state = mixer(x, start(mixer, prompt))
-    assert torch.allclose(y, reference(mixer, x, prompt), atol=1e-12)
-    assert state.prompt.tolist() == [0, 0, 0]
-
-
-def test_prompts_of_different_lengths(mixer, x):
-    y, _ = mixer(x, start(mixer, torch.tensor([4, 0, 9])))
-    for row, prompt in enumerate((4, 0, 9)):
-        assert torch.allclose(y[row : row + 1], reference(mixer, x[row : row + 1], prompt), atol=1e-12)
-
-
-def test_the_prompt_is_seen_from_both_sides_and_the_rest_is_causal(mixer, x):
-    x.requires_grad_()
-    y = mixer(x, start(mixer, 6))[0]
-    (prompt,) = torch.autograd.grad(y[:, 0].sum(), x, retain_graph=True)
-    (rest,) = torch.autograd.grad(y[:, 8].sum(), x)
-    assert (prompt[:, :6] != 0).all(-1).all()
-    assert (prompt[:, 6:] == 0).all()
-    assert (rest[:, :9] != 0).all(-1).all()
-    assert (rest[:, 9:] == 0).all()
-
-
-def test_steps_after_the_prompt_are_the_whole(mixer, x):
-    whole, end = mixer(x, start(mixer, 6))
-    y, state = mixer(x[:, :6], start(mixer, 6))
-    assert torch.allclose(y, whole[:, :6])
-    for t in range(6, TIME):
-        y, state = mixer.step(x[:, t], state)
-        assert torch.allclose(y, whole[:, t])
-    assert torch.allclose(state.inner, end.inner)
-
-
 def test_each_piece_of_a_prompt_is_read_from_its_own_end(mixer, x):
     y, state = mixer(x[:, :2], start(mixer, 6))
     assert torch.allclose(y, reference(mixer, x[:, :2], 2))
     assert state.prompt.tolist() == [4, 4, 4]
     assert mixer(x[:, 2:], state)[1].prompt.tolist() == [0, 0, 0]
-
-
-@pytest.mark.parametrize("inner", [{"mixer": "gated_ssm", "state_size": 5}, "mamba"])
-def test_padding_is_no_prompt(inner, x):
-    """A prompt that goes beyond the padding goes on in the next segment."""
-    mixer = build("prefix_bidirectional", dim=8, inner=inner).double()
-    lengths, spoilt = torch.tensor([3, 7, 0]), x.clone()
-    for row, length in enumerate(lengths.tolist()):
-        spoilt[row, length:] = float("nan")
-    y, state = mixer(spoilt, start(mixer, 5), lengths=lengths)
-    assert state.prompt.tolist() == [2, 0, 5]
-    for row, length in enumerate(lengths.tolist()):
-        alone, end = mixer(x[row : row + 1, :length], expect_prompt(mixer.init_state(1), 5))
-        assert torch.allclose(y[row, :length], alone[0])
-        ours, theirs = dict(states.leaves(states.take(state, torch.tensor([row])))), dict(states.leaves(end))
-        assert all(torch.allclose(ours[name], theirs[name]) for name in theirs)
-
-
-def test_a_reset_ends_the_prompt(mixer, x):
-    reset = torch.zeros(3, TIME, dtype=torch.bool)
-    reset[:, 4] = True
-    y, state = mixer(x, start(mixer, 9), reset=reset)
-    assert torch.allclose(y[:, :4], reference(mixer, x[:, :4], 4), atol=1e-12)
-    assert torch.allclose(y[:, 4:], reference(mixer, x[:, 4:], 0), atol=1e-12)
-    short = mixer(x[:, :6], start(mixer, 9), reset=reset[:, :6])[1]
-    assert short.prompt.tolist() == state.prompt.tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("inner", ["mamba", {"mixer": "gla", "heads": 2}, {"mixer": "window", "heads": 2, "size": 3}])
@@ -138,11 +77,6 @@ def test_any_causal_mixer_stands_inside(inner, x):
     y = mixer(x, start(mixer, torch.tensor([5, 0, 13])))[0]
     for row, prompt in enumerate((5, 0, 13)):
         assert torch.allclose(y[row : row + 1], reference(mixer, x[row : row + 1], prompt), atol=1e-9)
-
-
-def test_all_weights_learn_from_a_prompt(mixer, x):
-    mixer(x, start(mixer, 5))[0].square().sum().backward()
-    assert all((parameter.grad != 0).all() for parameter in mixer.parameters())
 
 
 def test_its_halves_are_as_large_as_the_whole(mixer):
