@@ -15,7 +15,7 @@ from torch import Tensor
 from seriatim.kernels.cpu.caches import caches, largest_block
 from seriatim.kernels.cpu.launch import Kernel, rows
 from seriatim.kernels.cpu.memory import room
-from seriatim.kernels.cpu.operator import differentiable
+from seriatim.kernels.cpu.operator import differentiable, wants_gradient
 
 __all__ = ["cell_scan"]
 
@@ -54,8 +54,7 @@ def cell_scan(
     if inputs.numel() == 0:
         batch, time, _, heads, dim = inputs.shape
         return inputs.new_zeros(batch, time, heads, dim), state
-    needed = (inputs, recurrent, *([] if bias is None else [bias]), *state)
-    keep = torch.is_grad_enabled() and any(z.requires_grad for z in needed)
+    keep = wants_gradient(inputs, recurrent, bias, *state)
     out, last, _, _ = forward(cell, inputs, recurrent, bias, torch.stack(state), reset, lengths, keep)
     return out, type(state)(*last.unbind(0))
 

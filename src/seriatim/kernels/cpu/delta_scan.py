@@ -16,7 +16,7 @@ from torch import Tensor
 from seriatim.kernels.cpu.caches import caches, largest_block
 from seriatim.kernels.cpu.launch import Kernel, rows
 from seriatim.kernels.cpu.memory import room
-from seriatim.kernels.cpu.operator import differentiable
+from seriatim.kernels.cpu.operator import differentiable, unread, wants_gradient
 from seriatim.kernels.cpu.source.delta_layout import CHUNK, layout
 
 __all__ = ["columns", "delta_scan", "dplr_scan", "segment"]
@@ -61,8 +61,7 @@ def dplr_scan(
 
 def _run(*arguments: Any) -> tuple[Tensor, Tensor]:
     """What `forward` is given, less whether it learns."""
-    learns = torch.is_grad_enabled() and any(isinstance(z, Tensor) and z.requires_grad for z in arguments)
-    o, last, _ = forward(*arguments, learns)
+    o, last, _ = forward(*arguments, wants_gradient(*arguments))
     return o, last
 
 
@@ -114,11 +113,7 @@ def forward(
     (batch, _, heads, keys), values = q.shape, v.size(3)
     o, last, starts = (room(q, *shape) for shape in _shapes(q, v, write, learns))
     if not o.numel() or not keys:
-        if state is not None:
-            last.copy_(state)
-        else:
-            last.zero_()
-        return o.zero_(), last, starts.zero_()
+        return unread(o, last, starts, state)
     width, writers = columns(batch * heads, values, torch.get_num_threads()), _writers(write)
     places, scratch = _layout(keys, width, writers, 1, False)
     inputs = [rows(z) for z in (q, k, v, beta, log_decay, read, write, reset, state)]

@@ -13,10 +13,20 @@ from torch import Tensor
 from seriatim.kernels.cpu.caches import caches, largest_block
 from seriatim.kernels.cpu.launch import Kernel, rows
 from seriatim.kernels.cpu.memory import room
-from seriatim.kernels.cpu.operator import differentiable
+from seriatim.kernels.cpu.operator import differentiable, unread, wants_gradient
 from seriatim.kernels.cpu.source.matrix_layout import TOKENS_PER_KEY, backward_sizes, forward_sizes
 
-__all__ = ["Blocks", "blocks", "fake", "gradients_by", "matrix_scan", "save"]
+__all__ = [
+    "Blocks",
+    "blocks",
+    "fake",
+    "fake_gradients",
+    "gradients_by",
+    "gradients_like",
+    "matrix_scan",
+    "results",
+    "save",
+]
 
 _TOKENS_PER_HEAD = 32  # of a chunk: fewer load and store the state too often, more have too many scores
 _CHUNKS = (1, 2, 4, 8)  # of a cell
@@ -45,9 +55,7 @@ def matrix_scan(
     reset: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Shapes as in :func:`seriatim.ops.matrix_scan.matrix_scan`, all float32."""
-    inputs = (q, k, v, log_decay, state)
-    learns = torch.is_grad_enabled() and any(z is not None and z.requires_grad for z in inputs)
-    o, last, _ = forward(q, k, v, log_decay, state, reset, scale, learns)
+    o, last, _ = forward(q, k, v, log_decay, state, reset, scale, wants_gradient(q, k, v, log_decay, state))
     return o, last
 
 
@@ -99,11 +107,7 @@ def forward(
     """o (B, T, H, V), the last state (B, H, K, V), and if it `learns` the states before every cell but the first."""
     o, last, states = _results(q, v, log_decay, learns, room)
     if not last.numel() or not q.size(1):
-        if state is not None:
-            last.copy_(state)
-        else:
-            last.zero_()
-        return o.zero_(), last, states
+        return unread(o, last, states, state)
     size = _sizes(q, v, log_decay)
     items = q.size(0) * -(-q.size(2) // size.heads) * -(-v.size(3) // size.columns)
     scratch = sum(forward_sizes(size.chunk, q.size(3), size.columns))
@@ -126,7 +130,7 @@ def backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of q, k, v, log_decay (empty if there is none) and state."""
-    grads = _gradients_like(q, k, v, log_decay, room)
+    grads = gradients_like(q, k, v, log_decay, room)
     grad_q, grad_k, grad_v, grad_decay, grad_state = grads
     if not grad_state.numel() or not q.size(1):
         for z in grads:
@@ -157,19 +161,25 @@ def _by_kind(log_decay: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
 
 def _results(q: Tensor, v: Tensor, log_decay: Tensor | None, learns: bool, new: Any) -> tuple[Tensor, Tensor, Tensor]:
     """What `forward` returns, made by `new`."""
-    batch, time, heads, keys, values = *q.shape, v.size(3)
-    cells = -(-time // _cell(heads, keys, values, _per_key(log_decay))) if learns else 0
-    kept = (batch, heads, cells - 1) if cells > 1 else (0, heads, 0)
+    cell = _cell(q.size(2), q.size(3), v.size(3), _per_key(log_decay)) if learns else None
+    return results(q, v, cell, new)
+
+
+def results(q: Tensor, v: Tensor, span: int | None, new: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The same for any scan: a state is kept before every `span` tokens but the first, or none."""
+    batch, time, heads, values, keys = *v.shape, q.size(3)
+    count = -(-time // span) - 1 if span else 0
+    kept = (batch, heads, count) if count > 0 else (0, heads, 0)
     return new(v, *v.shape), q.new_empty(batch, heads, keys, values), new(q, *kept, keys, values)
 
 
-def _gradients_like(
+def gradients_like(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, new: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """What `backward` returns, made by `new`."""
     grad_q, grad_k, grad_v = (new(z, *z.shape) for z in (q, k, v))
     decay = q.new_empty(0) if log_decay is None else new(q, *log_decay.shape)
-    return grad_q, grad_k, grad_v, decay, q.new_empty(q.size(0), q.size(2), q.size(3), v.size(3))
+    return grad_q, grad_k, grad_v, decay, q.new_empty(v.size(0), v.size(2), q.size(3), v.size(3))
 
 
 def fake(like: Tensor, *shape: int) -> Tensor:
@@ -184,20 +194,11 @@ def _(
     return _results(q, v, log_decay, learns, fake)
 
 
-@backward.register_fake
-def _(
-    grad_o: Tensor,
-    grad_last: Any,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_decay: Any,
-    state: Any,
-    reset: Any,
-    states: Tensor,
-    scale: float,
+def fake_gradients(
+    grad_o: Tensor, grad_last: Any, q: Tensor, k: Tensor, v: Tensor, log_decay: Any, *others: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return _gradients_like(q, k, v, log_decay, fake)
+    """In place of an operator like `backward`, for a compiler."""
+    return gradients_like(q, k, v, log_decay, fake)
 
 
 def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -224,4 +225,5 @@ def gradients_by(backward: Callable[..., tuple[Tensor, ...]]) -> Callable[..., t
     return gradients
 
 
+backward.register_fake(fake_gradients)
 differentiable(forward, save, gradients_by(backward))

@@ -5,11 +5,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from seriatim.core.errors import SeriatimError
 from seriatim.kernels.cpu.library import KernelError, load
 
-__all__ = ["available", "differentiable"]
+__all__ = ["available", "differentiable", "unread", "wants_gradient"]
 
 _found: dict[str, bool] = {}
 
@@ -26,6 +27,17 @@ def available(source: str) -> bool:
                 warnings.warn(f"no compiled CPU kernels, PyTorch does their work instead: {error}", stacklevel=2)
             _found[source] = False
     return _found[source]
+
+
+def wants_gradient(*inputs: Any) -> bool:
+    """Whether a gradient is wanted for any of them."""
+    return torch.is_grad_enabled() and any(isinstance(z, Tensor) and z.requires_grad for z in inputs)
+
+
+def unread(o: Tensor, last: Tensor, states: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """The results of a scan that has nothing to read: the state is as it was."""
+    last.zero_() if state is None else last.copy_(state)
+    return o.zero_(), last, states
 
 
 def differentiable(

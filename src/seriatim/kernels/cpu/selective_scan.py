@@ -11,7 +11,7 @@ from torch import Tensor
 from seriatim.kernels.cpu.caches import caches, largest_block
 from seriatim.kernels.cpu.launch import Kernel, rows
 from seriatim.kernels.cpu.memory import room
-from seriatim.kernels.cpu.operator import differentiable
+from seriatim.kernels.cpu.operator import differentiable, wants_gradient
 
 __all__ = ["blocks", "chunk_size", "selective_scan"]
 
@@ -38,8 +38,7 @@ def selective_scan(
     if x.size(1) == 0:
         return x, x.new_zeros(x.size(0), *A.shape) if state is None else state
     inputs = (x, delta, A, B, C, D, state)
-    keep = torch.is_grad_enabled() and any(z is not None and z.requires_grad for z in inputs)
-    y, last, _ = forward(*inputs, reset, keep, signed)
+    y, last, _ = forward(*inputs, reset, wants_gradient(*inputs), signed)
     return y, last
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from seriatim.kernels.cpu.launch import Kernel, rows, threads
-from seriatim.kernels.cpu.matrix_scan import fake, gradients_by, save
+from seriatim.kernels.cpu.matrix_scan import fake, fake_gradients, gradients_by, gradients_like, results, save
 from seriatim.kernels.cpu.memory import room
-from seriatim.kernels.cpu.operator import differentiable
+from seriatim.kernels.cpu.operator import differentiable, unread, wants_gradient
 from seriatim.kernels.cpu.source.shared_layout import TOKENS, backward_sizes, forward_sizes
 
 __all__ = ["share", "shared_scan"]
@@ -30,9 +30,7 @@ def shared_scan(
     reset: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Shapes as in :func:`seriatim.ops.matrix_scan.matrix_scan`, all float32; no decay, or one a head."""
-    inputs = (q, k, v, log_decay, state)
-    learns = torch.is_grad_enabled() and any(z is not None and z.requires_grad for z in inputs)
-    o, last, _ = forward(q, k, v, log_decay, state, reset, scale, learns)
+    o, last, _ = forward(q, k, v, log_decay, state, reset, scale, wants_gradient(q, k, v, log_decay, state))
     return o, last
 
 
@@ -54,13 +52,9 @@ def forward(
     learns: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """o (B, T, H, V), the last state (B, H, K, V), and if it `learns` the states before every chunk but the first."""
-    o, last, states = _results(q, v, learns, room)
+    o, last, states = results(q, v, TOKENS if learns else None, room)
     if not last.numel() or not q.size(1):
-        if state is not None:
-            last.copy_(state)
-        else:
-            last.zero_()
-        return o.zero_(), last, states
+        return unread(o, last, states, state)
     each, parts = _items(q, v)
     inputs = [rows(z) for z in (q, k, v, log_decay, state, reset)]
     scratch = sum(forward_sizes(TOKENS, q.size(3), v.size(3)))
@@ -83,7 +77,7 @@ def backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of q, k, v, log_decay (empty if there is none) and state."""
-    grads = _gradients_like(q, k, v, log_decay, room)
+    grads = gradients_like(q, k, v, log_decay, room)
     grad_q, grad_k, grad_v, grad_decay, grad_state = grads
     if not grad_state.numel() or not q.size(1):
         for z in grads:
@@ -108,44 +102,12 @@ def _items(q: Tensor, v: Tensor) -> tuple[int, int]:
     return each, -(-heads // groups // each)
 
 
-def _results(q: Tensor, v: Tensor, learns: bool, new: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """What `forward` returns, made by `new`."""
-    batch, time, heads, values, keys = *v.shape, q.size(3)
-    chunks = -(-time // TOKENS) if learns else 0
-    kept = (batch, heads, chunks - 1) if chunks > 1 else (0, heads, 0)
-    return new(v, *v.shape), q.new_empty(batch, heads, keys, values), new(q, *kept, keys, values)
-
-
-def _gradients_like(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, new: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """What `backward` returns, made by `new`."""
-    grad_q, grad_k, grad_v = (new(z, *z.shape) for z in (q, k, v))
-    decay = q.new_empty(0) if log_decay is None else new(q, *log_decay.shape)
-    return grad_q, grad_k, grad_v, decay, q.new_empty(v.size(0), v.size(2), q.size(3), v.size(3))
-
-
 @forward.register_fake
 def _(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Any, state: Any, reset: Any, scale: float, learns: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _results(q, v, learns, fake)
+    return results(q, v, TOKENS if learns else None, fake)
 
 
-@backward.register_fake
-def _(
-    grad_o: Tensor,
-    grad_last: Any,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_decay: Any,
-    state: Any,
-    reset: Any,
-    states: Tensor,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return _gradients_like(q, k, v, log_decay, fake)
-
-
+backward.register_fake(fake_gradients)
 differentiable(forward, save, gradients_by(backward))
