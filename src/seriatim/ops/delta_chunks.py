@@ -66,18 +66,8 @@ def scan(
 
 
 @scan.register_fake
-def _(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_decay: Tensor,
-    state: Tensor,
-    beta: Tensor | None,
-    read: Tensor | None,
-    write: Tensor | None,
-    size: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    chunks = state.size(0) * state.size(1) * _count(v, size)
+def _(q: Any, k: Any, v: Tensor, log_decay: Any, state: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    chunks = state.size(0) * state.size(1) * _count(v, others[-1])
     return v.new_empty(v.shape), state.new_empty(state.shape), state.new_empty(chunks, *state.shape[2:])
 
 
@@ -132,23 +122,9 @@ def _scan_backward(
 
 
 @_scan_backward.register_fake
-def _(
-    grad_o: Tensor,
-    grad_last: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_decay: Tensor,
-    beta: Tensor | None,
-    read: Tensor | None,
-    write: Tensor | None,
-    starts: Tensor,
-    size: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    given = (q, k, v, log_decay, beta, read, write)
-    for_q, for_k, for_v, for_decay, *others = (q.new_empty(0 if x is None else x.shape) for x in given)
-    for_beta, for_read, for_write = others
-    return for_q, for_k, for_v, for_decay, grad_last.new_empty(grad_last.shape), for_beta, for_read, for_write
+def _(grad_o: Any, grad_last: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+    grads = [grad_last.new_empty(0 if x is None else x.shape) for x in inputs[:7]]
+    return *grads[:4], grad_last.new_empty(grad_last.shape), *grads[4:]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

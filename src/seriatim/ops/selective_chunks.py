@@ -47,23 +47,11 @@ def scan(
 
 @scan.register_fake
 def _(
-    delta: Tensor,
-    u: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    state: Tensor,
-    reset: Tensor | None,
-    tokens: int,
-    signed: bool,
+    delta: Any, u: Tensor, A: Any, B: Any, C: Any, state: Tensor, reset: Any, tokens: int, signed: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, states, channels = state.shape
     chunks = (u.size(1) + tokens - 1) // tokens
-    return (
-        u.new_empty(u.shape),
-        state.new_empty(state.shape),
-        state.new_empty(batch, chunks, states, channels),
-    )
+    return u.new_empty(u.shape), state.new_empty(state.shape), state.new_empty(batch, chunks, states, channels)
 
 
 @torch.library.custom_op("seriatim::selective_scan_backward", mutates_args=())
@@ -99,21 +87,8 @@ def _scan_backward(
 
 
 @_scan_backward.register_fake
-def _(
-    grad_y: Tensor,
-    grad_last: Tensor,
-    delta: Tensor,
-    u: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    reset: Tensor | None,
-    starts: Tensor,
-    tokens: int,
-    signed: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    delta, u, A, B, C, state = (z.new_empty(z.shape) for z in (delta, u, A, B, C, grad_last))
-    return delta, u, A, B, C, state
+def _(grad_y: Any, grad_last: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+    return tuple(z.new_empty(z.shape) for z in (*inputs[:5], grad_last))
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -125,21 +125,8 @@ def _(
 
 
 @backward.register_fake
-def _(
-    grad_out: Any,
-    out: Any,
-    sums: Any,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    until: Any,
-    reset: Any,
-    lengths: Any,
-    window: int,
-) -> Any:
-    return _like(q, k, v, keys, values)
+def _(grad_out: Any, out: Any, sums: Any, *inputs: Any) -> Any:
+    return _like(*inputs[:5])
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

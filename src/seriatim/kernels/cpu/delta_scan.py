@@ -169,42 +169,16 @@ def _shapes(q: Tensor, v: Tensor, write: Tensor | None, learns: bool) -> tuple[t
 
 @forward.register_fake
 def _(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    beta: Any,
-    log_decay: Any,
-    read: Any,
-    write: Any,
-    state: Any,
-    reset: Any,
-    scale: float,
-    learns: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    o, last, starts = (q.new_empty(shape) for shape in _shapes(q, v, write, learns))
-    return o, last, starts
+    q: Tensor, k: Any, v: Tensor, beta: Any, log_decay: Any, read: Any, write: Any, *others: Any
+) -> tuple[Tensor, ...]:
+    return tuple(q.new_empty(shape) for shape in _shapes(q, v, write, others[-1]))
 
 
 @backward.register_fake
-def _(
-    grad_o: Tensor,
-    grad_last: Any,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    beta: Any,
-    log_decay: Any,
-    read: Any,
-    write: Any,
-    reset: Any,
-    starts: Tensor,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    given = (q, k, v, beta, log_decay, read, write)
-    for_q, for_k, for_v, *others = (q.new_empty(0 if z is None else z.shape) for z in given)
-    for_beta, for_decay, for_read, for_write = others
+def _(grad_o: Any, grad_last: Any, *inputs: Any) -> tuple[Tensor, ...]:
+    q, _, v, *_ = inputs
     state = q.new_empty(q.size(0), q.size(2), q.size(3), v.size(3))
-    return for_q, for_k, for_v, for_beta, for_decay, for_read, for_write, state
+    return *(q.new_empty(0 if z is None else z.shape) for z in inputs[:7]), state
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -132,20 +132,8 @@ def _(
 
 
 @backward.register_fake
-def _(
-    grad_y: Any,
-    grad_last: Tensor,
-    x: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Any,
-    reset: Any,
-    starts: Any,
-    signed: Any,
-) -> tuple[Tensor, ...]:
-    return *(x.new_empty(z.shape) for z in (x, delta, A, B, C)), x.new_empty(x.size(2)), x.new_empty(grad_last.shape)
+def _(grad_y: Any, grad_last: Tensor, x: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    return *(x.new_empty(z.shape) for z in (x, *others[:4])), x.new_empty(x.size(2)), x.new_empty(grad_last.shape)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
