@@ -81,6 +81,24 @@ def assert_within_bounds(run, inputs):
                 assert all(map(torch.equal, _results(run, inputs), wanted)), mode
 
 
+def assert_resets_part(with_reset, apart, clean, spoilt):
+    """Between two resets nothing is seen of how inputs differ before and after: in outputs as in gradients along time.
+
+    `with_reset(reset)` is a `run`.
+    """
+    reset = torch.zeros(clean[0].shape[:2], dtype=torch.bool)
+    reset[:, [apart.start, apart.stop]] = True
+    outputs, slopes = [], []
+    for inputs in (clean, spoilt):
+        leaves = [z.requires_grad_() for z in inputs]
+        o = cpu(with_reset(reset))(*leaves)[0]
+        outputs.append(o[:, apart])
+        along = [z for z in leaves if z.dim() > 2 and z.size(1) == o.size(1)]
+        slopes.append([z[:, apart] for z in torch.autograd.grad(o.sum(), along)])
+    assert torch.equal(*outputs)
+    assert all(map(torch.equal, *slopes))
+
+
 def assert_compiles(run, inputs):
     """One graph, with the same values and gradients."""
     compiled = torch.compile(run, fullgraph=True, backend="aot_eager")

@@ -12,6 +12,7 @@ from kernel_cases import (
     assert_compiles,
     assert_like_reference,
     assert_near,
+    assert_resets_part,
     assert_safe_in_threads,
     assert_within_bounds,
     cpu,
@@ -19,7 +20,7 @@ from kernel_cases import (
 )
 
 from agreement import few, floating, gradients, normal, resets
-from scans import saved_bytes
+from scans import assert_rounds_well, saved_bytes
 from seriatim.core.errors import SeriatimError
 from seriatim.kernels.cpu import delta_scan as module
 from seriatim.kernels.cpu.caches import Caches
@@ -163,15 +164,8 @@ def test_one_key_feature(kind, time, values, seed):
 
 @pytest.mark.parametrize("kind", ALL)
 def test_half_precision(kind):
-    low = [z.detach().bfloat16().requires_grad_() for z in tensors(kind, 0, 2, 100, 2, 33, 20)]
-    high = [z.detach().double().requires_grad_() for z in low]
-    found = cpu(with_reset(kind))(*low)
-    with backend("reference"):
-        wanted = with_reset(kind)(*high)
-    assert (found[0].dtype, found[1].dtype) == (torch.bfloat16, torch.float32)
-    pairs = zip([*floating(found), *gradients(found, low)], [*floating(wanted), *gradients(wanted, high)], strict=True)
-    for a, b in pairs:
-        assert ((a.double() - b).norm() / b.norm()).item() < 1e-2
+    with backend("cpu"):
+        assert_rounds_well(with_reset(kind), tensors(kind, 0, 2, 100, 2, 33, 20), torch.bfloat16, 1e-2)
 
 
 @pytest.mark.parametrize("kind", ALL)
@@ -192,22 +186,13 @@ def test_gradients_do_not_cross_a_reset(kind, where):
 @pytest.mark.parametrize("kind", ALL)
 def test_resets_clear_what_is_not_a_number(kind):
     time, apart = 90, slice(20, 70)
-    reset = torch.zeros(2, time, dtype=torch.bool)
-    reset[:, [apart.start, apart.stop]] = True
     clean = [z.detach() for z in tensors(kind, 0, 2, time, 2, 20, 17)]
     spoilt = [z.clone() for z in clean]
     spoilt[0][0, 5], spoilt[1][:, 19], spoilt[2][1, 80], spoilt[3][0, 71] = torch.nan, torch.inf, torch.nan, torch.nan
     if kind == "dplr":
         spoilt[4][1, 3], spoilt[5][0, 19] = torch.nan, torch.inf
     spoilt[-1][:] = torch.nan
-    outputs, slopes = [], []
-    for given_inputs in (clean, spoilt):
-        leaves = [z.requires_grad_() for z in given_inputs]
-        o, _ = cpu(with_reset(kind, reset))(*leaves)
-        outputs.append(o[:, apart])
-        slopes.append([z[:, apart] for z in torch.autograd.grad(o[:, apart].sum(), leaves[:-1])])
-    assert torch.equal(*outputs)
-    assert all(map(torch.equal, *slopes))
+    assert_resets_part(lambda reset: with_reset(kind, reset), apart, clean, spoilt)
 
 
 @pytest.mark.parametrize("kind", ALL)

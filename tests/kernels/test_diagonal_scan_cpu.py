@@ -9,13 +9,14 @@ from kernel_cases import (
     assert_compiles,
     assert_like_reference,
     assert_near,
+    assert_resets_part,
     assert_safe_in_threads,
     assert_within_bounds,
     laid_out,
 )
 
 from agreement import few, floating, gradients, normal, resets
-from scans import saved_bytes
+from scans import assert_rounds_well, saved_bytes
 from seriatim.core.errors import SeriatimError
 from seriatim.kernels.cpu.caches import Caches
 from seriatim.kernels.cpu.diagonal_scan import block_size, forward
@@ -147,37 +148,18 @@ def test_conjugates_that_are_not_written_out():
 
 
 def test_half_precision():
-    low = [z.detach().bfloat16().requires_grad_() for z in tensors(0, 2, 100, 33, far=0.01)]
-    high = [z.detach().double().requires_grad_() for z in low]
     with backend("cpu"):
-        found = scan(*low)
-    with backend("reference"):
-        wanted = scan(*high)
-    assert found[0].dtype == torch.bfloat16
-    assert found[1].dtype == torch.float32
-    pairs = zip([*floating(found), *gradients(found, low)], [*floating(wanted), *gradients(wanted, high)], strict=True)
-    for a, b in pairs:
-        assert ((a.double() - b).norm() / b.norm()).item() < 1e-2
+        assert_rounds_well(scan, tensors(0, 2, 100, 33, far=0.01), torch.bfloat16, 1e-2)
 
 
 @pytest.mark.parametrize("pairs", [False, True])
 def test_resets_clear_what_is_not_a_number(pairs):
     """Neither what came before nor the gradient of what comes after gets across."""
     apart = slice(60, 140)
-    reset = torch.zeros(2, 200, dtype=torch.bool)
-    reset[:, [apart.start, apart.stop]] = True
     clean = [z.detach() for z in tensors(0, 2, 200, 20, pairs=pairs)]
     a, b, state = spoilt = [z.clone() for z in clean]
     a[0, 55], b[1, :50], state[0], a[1, 141], b[0, 150] = torch.nan, torch.inf, torch.nan, torch.nan, torch.inf
-    outputs, slopes = [], []
-    for inputs in (clean, spoilt):
-        leaves = [z.requires_grad_() for z in inputs]
-        with backend("cpu"):
-            h, _ = (of_pairs(reset) if pairs else with_reset(reset))(*leaves)
-        outputs.append(h[:, apart])
-        slopes.append([z[:, apart] for z in torch.autograd.grad(h.sum(), leaves[:2])])
-    assert torch.equal(*outputs)
-    assert all(map(torch.equal, *slopes))
+    assert_resets_part(of_pairs if pairs else with_reset, apart, clean, spoilt)
 
 
 @pytest.mark.parametrize(("time", "features"), [(2, 17), (70, 5), (33, 131)])

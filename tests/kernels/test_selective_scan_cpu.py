@@ -9,13 +9,14 @@ from kernel_cases import (
     assert_compiles,
     assert_like_reference,
     assert_near,
+    assert_resets_part,
     assert_safe_in_threads,
     assert_within_bounds,
     laid_out,
 )
 
 from agreement import few, floating, gradients, normal, resets
-from scans import saved_bytes
+from scans import assert_rounds_well, saved_bytes
 from seriatim.core.errors import SeriatimError
 from seriatim.kernels.cpu.caches import Caches
 from seriatim.kernels.cpu.selective_scan import blocks, chunk_size, forward
@@ -103,39 +104,19 @@ def test_states_that_grow(steps):
 
 
 def test_half_precision():
-    low = [z.detach().bfloat16().requires_grad_() for z in tensors(0, 2, 100, 33, 7)]
-    high = [z.detach().double().requires_grad_() for z in low]
     with backend("cpu"):
-        found = scan(*low)
-    with backend("reference"):
-        wanted = scan(*high)
-    assert found[0].dtype == torch.bfloat16
-    assert found[1].dtype == torch.float32
-    pairs = zip([*floating(found), *gradients(found, low)], [*floating(wanted), *gradients(wanted, high)], strict=True)
-    for a, b in pairs:
-        assert ((a.double() - b).norm() / b.norm()).item() < 1e-2
+        assert_rounds_well(scan, tensors(0, 2, 100, 33, 7), torch.bfloat16, 1e-2)
 
 
 @pytest.mark.parametrize("signed", [False, True])
 def test_resets_clear_what_is_not_a_number(signed):
     """Neither what came before nor the gradient of what comes after gets across."""
     time, apart = 200, slice(60, 140)
-    reset = torch.zeros(2, time, dtype=torch.bool)
-    reset[:, [apart.start, apart.stop]] = True
     clean = [z.detach() for z in tensors(0, 2, time, 20, 5)]
     x, delta, _, B, C, _, state = spoilt = [z.clone() for z in clean]
     x[0, :50], state[1], B[1, 50], delta[0, 55] = torch.nan, torch.inf, torch.inf, torch.nan
     x[:, 150], C[0, 141], delta[1, 143] = torch.inf, torch.nan, torch.nan
-    outputs, slopes = [], []
-    for inputs in (clean, spoilt):
-        leaves = [z.requires_grad_() for z in inputs]
-        with backend("cpu"):
-            y, _ = scan(*leaves, reset=reset, signed=signed)
-        outputs.append(y[:, apart])
-        along = [leaves[i] for i in (0, 1, 3, 4)]
-        slopes.append([z[:, apart] for z in torch.autograd.grad(y.sum(), along)])
-    assert torch.equal(*outputs)
-    assert all(map(torch.equal, *slopes))
+    assert_resets_part(lambda reset: with_reset(reset, signed), apart, clean, spoilt)
 
 
 def test_a_step_that_is_not_a_number_stays_in_its_channel():

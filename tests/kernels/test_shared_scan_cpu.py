@@ -9,13 +9,14 @@ from kernel_cases import (
     assert_compiles,
     assert_like_reference,
     assert_near,
+    assert_resets_part,
     assert_safe_in_threads,
     assert_within_bounds,
     laid_out,
 )
 
 from agreement import few, floating, gradients, normal, resets
-from scans import saved_bytes
+from scans import assert_rounds_well, saved_bytes
 from seriatim.core.errors import SeriatimError
 from seriatim.kernels.cpu.shared_scan import share, shared_scan
 from seriatim.kernels.cpu.source.shared_layout import TOKENS
@@ -114,23 +115,12 @@ def test_a_decay_is_as_exact_after_strong_ones():
 def test_resets_clear_what_is_not_a_number():
     """Neither what came before nor the gradient of what comes after gets across, inside a chunk either."""
     time, apart = 400, slice(60, 340)
-    reset = torch.zeros(2, time, dtype=torch.bool)
-    reset[:, [apart.start, apart.stop]] = True
     clean = [z.detach() for z in tensors(0, 2, time, 1, 2, 20, 9)]
     q, k, v, state, decay = spoilt = [z.clone() for z in clean]
     state[1], v[0, :50], k[1, 59], q[0, 58] = torch.nan, torch.inf, torch.nan, torch.nan
     v[:, 341], k[1, 340], q[0, 345] = torch.nan, torch.inf, torch.nan
     decay[0, 57], decay[1, 342] = torch.nan, torch.inf
-    outputs, slopes = [], []
-    for inputs in (clean, spoilt):
-        leaves = [z.requires_grad_() for z in inputs]
-        with backend("cpu"):
-            o, _ = scan(*leaves, reset=reset)
-        outputs.append(o[:, apart])
-        along = [*leaves[:3], *leaves[4:]]
-        slopes.append([z[:, apart] for z in torch.autograd.grad(o.sum(), along)])
-    assert torch.equal(*outputs)
-    assert all(map(torch.equal, *slopes))
+    assert_resets_part(with_reset, apart, clean, spoilt)
 
 
 def test_only_one_of_the_results_is_used():
@@ -158,16 +148,8 @@ def test_more_threads_than_groups_share_out_heads():
 
 
 def test_half_precision():
-    low = [z.detach().bfloat16().requires_grad_() for z in tensors(0, 2, 100, 1, 2, 20, 33)]
-    high = [z.detach().double().requires_grad_() for z in low]
     with backend("cpu"):
-        found = scan(*low)
-    with backend("reference"):
-        wanted = scan(*high)
-    assert (found[0].dtype, found[1].dtype) == (torch.bfloat16, torch.float32)
-    pairs = zip([*floating(found), *gradients(found, low)], [*floating(wanted), *gradients(wanted, high)], strict=True)
-    for a, b in pairs:
-        assert ((a.double() - b).norm() / b.norm()).item() < 1e-2
+        assert_rounds_well(scan, tensors(0, 2, 100, 1, 2, 20, 33), torch.bfloat16, 1e-2)
 
 
 def test_compiles_as_one_graph():

@@ -6,13 +6,14 @@ from kernel_cases import (
     LAYOUTS,
     assert_compiles,
     assert_like_reference,
+    assert_resets_part,
     assert_safe_in_threads,
     assert_within_bounds,
     laid_out,
 )
 
-from agreement import few, floating, gradients, normal, resets
-from scans import saved_bytes
+from agreement import few, gradients, normal, resets
+from scans import assert_rounds_well, saved_bytes
 from seriatim.core.errors import SeriatimError
 from seriatim.kernels.cpu.softmax_scan import chunk_size
 from seriatim.ops import backend
@@ -65,16 +66,8 @@ def test_long(size):
 
 
 def test_half_precision():
-    low = [z.detach().bfloat16().requires_grad_() for z in tensors(0, 2, 100, 2, 33)[:2]]
-    high = [z.detach().double().requires_grad_() for z in low]
     with backend("cpu"):
-        found = softmax_scan(*low)
-    with backend("reference"):
-        wanted = softmax_scan(*high)
-    assert found[0].dtype == torch.bfloat16
-    pairs = zip([*floating(found), *gradients(found, low)], [*floating(wanted), *gradients(wanted, high)], strict=True)
-    for a, b in pairs:
-        assert ((a.double() - b).norm() / b.norm()).item() < 1e-2
+        assert_rounds_well(softmax_scan, tensors(0, 2, 100, 2, 33)[:2], torch.bfloat16, 1e-2)
 
 
 def test_tokens_that_are_not_there():
@@ -93,22 +86,12 @@ def test_tokens_that_are_not_there():
 
 def test_resets_clear_what_is_not_a_number():
     time, apart = 3 * chunk_size(20), slice(60, chunk_size(20) + 60)
-    reset = torch.zeros(2, time, dtype=torch.bool)
-    reset[:, [apart.start, apart.stop]] = True
     clean = [z.detach() for z in tensors(0, 2, time, 2, 20)]
     scores, values, maximum, total, weighted = spoilt = [z.clone() for z in clean]
     scores[0, :50], maximum[1], total[0] = torch.nan, torch.nan, torch.nan
     values[1, 50], weighted[0] = torch.inf, torch.inf
     scores[:, -60], values[:, -70] = torch.nan, torch.nan
-    outputs, slopes = [], []
-    for inputs in (clean, spoilt):
-        leaves = [z.requires_grad_() for z in inputs]
-        with backend("cpu"):
-            out, _ = with_reset(reset)(*leaves)
-        outputs.append(out[:, apart])
-        slopes.append([z[:, apart] for z in torch.autograd.grad(out.sum(), leaves[:2])])
-    assert torch.equal(*outputs)
-    assert all(map(torch.equal, *slopes))
+    assert_resets_part(with_reset, apart, clean, spoilt)
 
 
 @pytest.mark.parametrize(("time", "heads", "dim"), [(1, 3, 17), (70, 1, 35), (301, 2, 16)])
