@@ -17,7 +17,7 @@ from seriatim.core.errors import SeriatimError
 from seriatim.kernels.cpu.cauchy import cauchy as compiled
 from seriatim.ops.backend import choose
 from seriatim.ops.checks import check_tensors
-from seriatim.ops.precision import cast, compute_dtype
+from seriatim.ops.precision import widen
 
 __all__ = ["cauchy", "reference"]
 
@@ -47,7 +47,7 @@ def cauchy(
             raise SeriatimError(f"{name} has dtype {tensor.dtype}; it must be complex")
     if z.requires_grad:
         raise SeriatimError("z asks for a gradient; the nodes of a Cauchy product are constants")
-    v, z, w = cast(compute_dtype(v, z, w), v, z, w)
+    v, z, w = widen(v, z, w)
     run = choose({"reference": reference, "torch": blocked, "cpu": compiled}, v)
     k: Tensor = run(v, z, w)
     return k

@@ -20,7 +20,7 @@ from seriatim.kernels.cpu.delta_scan import delta_scan as compiled
 from seriatim.ops.backend import choose
 from seriatim.ops.checks import check_reset, check_tensors
 from seriatim.ops.delta_chunks import chunk_size, scan
-from seriatim.ops.precision import cast, compute_dtype, full_precision
+from seriatim.ops.precision import full_precision, widen
 
 __all__ = ["delta_scan", "reference"]
 
@@ -67,7 +67,7 @@ def delta_scan(
         }
     )
     check_reset(reset, q)
-    arguments = cast(compute_dtype(q, k, v, beta, log_decay, state), q, k, v, beta, log_decay, state)
+    arguments = widen(q, k, v, beta, log_decay, state)
     with full_precision(q.device):
         run = choose({"reference": reference, "torch": chunked, "cpu": compiled}, arguments[0])
         o, state = run(*arguments[:-1], scale=scale, state=arguments[-1], reset=reset)

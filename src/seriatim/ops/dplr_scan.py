@@ -19,7 +19,7 @@ from seriatim.kernels.cpu.delta_scan import dplr_scan as compiled
 from seriatim.ops.backend import choose
 from seriatim.ops.checks import check_reset, check_tensors
 from seriatim.ops.delta_chunks import chunk_size, scan
-from seriatim.ops.precision import cast, compute_dtype, full_precision
+from seriatim.ops.precision import full_precision, widen
 
 __all__ = ["dplr_scan", "reference"]
 
@@ -64,8 +64,7 @@ def dplr_scan(
         }
     )
     check_reset(reset, q)
-    given = (q, k, v, log_decay, read, write, state)
-    arguments = cast(compute_dtype(*given), *given)
+    arguments = widen(q, k, v, log_decay, read, write, state)
     with full_precision(q.device):
         run = choose({"reference": reference, "torch": chunked, "cpu": compiled}, arguments[0])
         o, state = run(*arguments[:-1], scale=scale, state=arguments[-1], reset=reset)

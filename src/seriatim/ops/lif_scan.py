@@ -19,7 +19,7 @@ from seriatim.core import ragged
 from seriatim.core.errors import SeriatimError, check_positive
 from seriatim.ops.backend import choose
 from seriatim.ops.checks import check_lengths, check_reset, check_tensors
-from seriatim.ops.precision import cast, compute_dtype, full_precision
+from seriatim.ops.precision import full_precision, widen
 
 __all__ = ["lif_scan", "reference"]
 
@@ -57,7 +57,7 @@ def lif_scan(
     check_positive(threshold=threshold, slope=slope)
     if not tau >= 1:
         raise SeriatimError(f"tau is {tau}; it must be at least 1")
-    wide, state = cast(compute_dtype(x, state), x, state)
+    wide, state = widen(x, state)
     state = wide.new_zeros(x.size(0), *x.shape[2:]) if state is None else state
     with full_precision(x.device):
         scan = choose({"reference": reference, "torch": _looped}, wide)

@@ -19,7 +19,7 @@ from seriatim.core.errors import SeriatimError
 from seriatim.core.linear import linear_in
 from seriatim.ops.backend import choose
 from seriatim.ops.checks import check_lengths, check_reset, check_tensors
-from seriatim.ops.precision import cast, compute_dtype, full_precision
+from seriatim.ops.precision import full_precision, widen
 from seriatim.ops.short_conv import last_inputs, short_conv, sum_of_taps
 from seriatim.ops.short_conv import reference as short_reference
 
@@ -59,7 +59,7 @@ def long_conv(
     check_tensors({"u": (u, "batch time dim"), "state": (state, f"batch {kernel.size(1) - 1} dim?")})
     check_reset(reset, u)
     check_lengths(lengths, u)
-    wide_u, kernel, state = cast(compute_dtype(u, kernel, state), u, kernel, state)
+    wide_u, kernel, state = widen(u, kernel, state)
     with full_precision(u.device):
         run = choose({"reference": reference, "torch": by_transforms}, wide_u)
         y, state = run(wide_u, kernel, state=state, reset=reset, lengths=lengths)

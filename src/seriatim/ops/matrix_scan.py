@@ -23,7 +23,7 @@ from seriatim.kernels.cpu.matrix_scan import matrix_scan as compiled
 from seriatim.kernels.cpu.shared_scan import shared_scan
 from seriatim.ops.backend import choose
 from seriatim.ops.checks import check_reset, check_tensors
-from seriatim.ops.precision import cast, compute_dtype, full_precision
+from seriatim.ops.precision import full_precision, widen
 
 __all__ = ["matrix_scan", "reference"]
 
@@ -74,8 +74,7 @@ def matrix_scan(
     shares = q.size(2) != v.size(2)
     if shares:
         check_divisible(heads=v.size(2), groups=q.size(2))
-    arguments = cast(compute_dtype(q, k, v, log_decay, state), q, k, v, log_decay)
-    state = None if state is None else state.to(arguments[0].dtype)
+    *arguments, state = widen(q, k, v, log_decay, state)
     with full_precision(q.device):
         # One token is a few calls of PyTorch, which are no slower than the launch of a kernel.
         kernels = {"cpu": shared_scan if shares and not per_key else compiled} if q.size(1) != 1 else {}

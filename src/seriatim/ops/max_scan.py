@@ -17,7 +17,7 @@ from torch import Tensor
 
 from seriatim.ops.backend import choose
 from seriatim.ops.checks import check_reset, check_tensors
-from seriatim.ops.precision import cast, compute_dtype
+from seriatim.ops.precision import widen
 
 __all__ = ["max_scan", "reference"]
 
@@ -53,7 +53,7 @@ def max_scan(
         }
     )
     check_reset(reset, scores)
-    log_decay, scores, state = cast(compute_dtype(log_decay, scores, state), log_decay, scores, state)
+    log_decay, scores, state = widen(log_decay, scores, state)
     if state is None:
         state = torch.full_like(scores[:, :1].sum(1), _NONE)
     scan = choose({"reference": reference, "torch": _doubling}, scores)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["cast", "compute_dtype", "full_precision"]
+__all__ = ["cast", "compute_dtype", "full_precision", "widen"]
 
 _WIDER = {torch.bfloat16: torch.float32, torch.float16: torch.float32, torch.complex32: torch.complex64}
 
@@ -28,3 +28,8 @@ def full_precision(device: torch.device) -> AbstractContextManager[object]:
 def cast(dtype: torch.dtype, *tensors: Tensor | None) -> list[Any]:
     """The tensors in that dtype; None stays None."""
     return [None if tensor is None else tensor.to(dtype) for tensor in tensors]
+
+
+def widen(*tensors: Tensor | None) -> list[Any]:
+    """The tensors in the dtype that they are computed in together."""
+    return cast(compute_dtype(*tensors), *tensors)

@@ -20,7 +20,7 @@ from seriatim.kernels.cpu.selective_scan import selective_scan as compiled
 from seriatim.ops.backend import choose
 from seriatim.ops.checks import check_reset, check_tensors
 from seriatim.ops.diagonal_scan import BLOCK
-from seriatim.ops.precision import cast, compute_dtype, full_precision
+from seriatim.ops.precision import full_precision, widen
 from seriatim.ops.selective_chunks import scan
 
 __all__ = ["reference", "selective_scan"]
@@ -73,7 +73,7 @@ def selective_scan(
         }
     )
     check_reset(reset, x)
-    arguments = cast(compute_dtype(x, delta, A, B, C, D, state), x, delta, A, B, C, D, state)
+    arguments = widen(x, delta, A, B, C, D, state)
     with full_precision(x.device):
         kernels = {"cpu": compiled} if x.size(1) > 1 or x.size(0) * A.numel() >= LEAST else {}
         run = choose({"reference": reference, "torch": chunked, **kernels}, arguments[0])

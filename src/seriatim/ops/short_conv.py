@@ -15,7 +15,7 @@ from seriatim.core.errors import SeriatimError
 from seriatim.kernels.cpu.short_conv import short_conv as compiled
 from seriatim.ops.backend import choose
 from seriatim.ops.checks import check_lengths, check_reset, check_tensors
-from seriatim.ops.precision import cast, compute_dtype, full_precision
+from seriatim.ops.precision import full_precision, widen
 
 __all__ = ["last_inputs", "reference", "short_conv", "sum_of_taps"]
 
@@ -54,7 +54,7 @@ def short_conv(
     check_tensors({"x": (x, "batch time dim"), "state": (state, f"batch {weight.size(1) - 1} dim?")})
     check_reset(reset, x)
     check_lengths(lengths, x)
-    arguments = cast(compute_dtype(x, weight, bias, state), x, weight, bias, state)
+    arguments = widen(x, weight, bias, state)
     with full_precision(x.device):
         kernels = {"cpu": compiled} if x.numel() >= LEAST else {}
         convolve = choose({"reference": reference, "torch": sum_of_taps, **kernels}, arguments[0])
