@@ -24,6 +24,7 @@ from seriatim.kernels.cpu.source.language import (
 from seriatim.kernels.cpu.source.lines import copy, fill
 from seriatim.kernels.cpu.source.matrix_gradients import GradientRoom, Gradients, piece_gradients
 from seriatim.kernels.cpu.source.matrix_pieces import NO_DECAY, PER_HEAD, PER_KEY, Piece, Room, fade, score, write
+from seriatim.kernels.cpu.source.places import places
 from seriatim.kernels.cpu.source.simd import multiply
 
 __all__ = ["backward", "forward"]
@@ -192,34 +193,13 @@ def _piece(q, k, v, head_decay, key_decay, scale, b, begin, end, head, column, c
 @function
 def _room(scratch, chunk, keys, values):
     """The places in a thread's memory."""
-    sizes = forward_sizes(chunk, keys, values)
-    p0 = scratch + 0
-    p1 = p0 + 4 * sizes[0]
-    p2 = p1 + 4 * sizes[1]
-    p3 = p2 + 4 * sizes[2]
-    p4 = p3 + 4 * sizes[3]
-    p5 = p4 + 4 * sizes[4]
-    p6 = p5 + 4 * sizes[5]
-    p7 = p6 + 4 * sizes[6]
-    p8 = p7 + 4 * sizes[7]
-    p9 = p8 + 4 * sizes[8]
-    p10 = p9 + 4 * sizes[9]
-    p11 = p10 + 4 * sizes[10]
-    p12 = p11 + 4 * sizes[11]
-    return Room(chunk, p0, p1, p2, p3, p4, p5, p6, p7, p8, p9, p10, p11, p12, p12 + 4 * sizes[12])
+    return Room(chunk, *places(scratch, forward_sizes(chunk, keys, values)))
 
 
 @function
 def _gradient_room(place, chunk, keys, values, chunks):
     """More of them, for gradients."""
-    sizes = backward_sizes(chunk, keys, values, chunks)
-    p1 = place + 4 * sizes[0]
-    p2 = p1 + 4 * sizes[1]
-    p3 = p2 + 4 * sizes[2]
-    p4 = p3 + 4 * sizes[3]
-    p5 = p4 + 4 * sizes[4]
-    p6 = p5 + 4 * sizes[5]
-    return GradientRoom(place, p1, p2, p3, p4, p5, p6)
+    return GradientRoom(*places(place, backward_sizes(chunk, keys, values, chunks))[:-1])
 
 
 @function
