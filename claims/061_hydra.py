@@ -3,8 +3,8 @@ tokens better than two passes of a causal state space that are added.
 
 Text is the Python source of the standard library, in bytes; 15 % of them are replaced by a mask, and told from both
 sides. Hydra's layers stand against two Mamba-2 layers that are added, either with weights of their own and fewer inner
-features, or with the same weights for both directions. All models have about as many parameters. There is one seed and
-300 steps: two hundredths of a nat, as between the first two, may be chance.
+features, or with the same weights for both directions. All models have about as many parameters, 300 steps and three
+seeds; Hydra is called better where its worst seed is better than the other's best. Times are of the processor.
 """
 
 import statistics
@@ -55,9 +55,9 @@ def train(layer: Spec, parts: tuple[Tensor, Tensor], steps: int, seed: int) -> t
     """Nats for each hidden byte of files that were not trained on, parameters, and seconds of training."""
     torch.manual_seed(seed)
     model, random = LanguageModel(MASK + 1, dim=DIM, layers=[layer, layer]), torch.Generator().manual_seed(seed)
-    start = time.perf_counter()
+    start = time.process_time()
     optimise(model, lambda: masked_loss(model, parts[0], 16, random), steps=steps, rate=4e-3)
-    spent, test = time.perf_counter() - start, torch.Generator().manual_seed(10_000)
+    spent, test = time.process_time() - start, torch.Generator().manual_seed(10_000)
     with torch.no_grad():
         losses = [masked_loss(model, parts[1], 64, test).item() for _ in range(8)]
     return statistics.mean(losses), parameters(model), spent
@@ -101,13 +101,13 @@ def run(quick: bool, seed: int) -> list[Finding]:
     findings.append(growth((64, 256) if quick else (1_024, 16_384), 1 if quick else 9))
     corpus = load_corpus("stdlib")
     parts = (text(corpus.train), text(corpus.validation))
-    steps, seeds = (2, 1) if quick else (300, 1)
+    steps, seeds = (2, 1) if quick else (300, 3)
     found = {name: [train(layer, parts, steps, seed + turn) for turn in range(seeds)] for name, layer in MODELS.items()}
-    means = {name: statistics.mean(loss for loss, _, _ in runs) for name, runs in found.items()}
+    losses = {name: [loss for loss, _, _ in runs] for name, runs in found.items()}
     for name, runs in found.items():
-        losses = ", ".join(f"{loss:.3f}" for loss, _, _ in runs)
+        each = ", ".join(f"{loss:.3f}" for loss in losses[name])
         spent = statistics.mean(spent for _, _, spent in runs) / steps
-        figures = f"{losses} ({runs[0][1]:,} parameters, {1000 * spent:.0f} ms a step)"
-        holds = None if quick or name == "hydra" else means["hydra"] < means[name]
+        figures = f"{each} ({runs[0][1]:,} parameters, {1000 * spent:.0f} ms a step)"
+        holds = None if quick or name == "hydra" else max(losses["hydra"]) < min(losses[name])
         findings.append(Finding(f"{name}: nats for each hidden byte, each seed", "hydra less", figures, holds))
     return findings
