@@ -144,6 +144,6 @@ CASES = [
     Case("classifier", channels=3, classes=4, dim=8, layers=["s4d", LAYERS[1]]),
     Case("classifier", channels=3, classes=4, dim=8, layers=LAYERS, pool="last", norm="layer"),
     Case("language_model", vocab_size=5, dim=16, layers=LAYERS, ngram_heads=[1, 3]),
-    Case("policy", observations=3, actions=4, dim=8, hidden=6, layers=["s5", LAYERS[1]]),
+    Case("policy", observations=3, actions=4, dim=8, hidden=6, layers=["gru", LAYERS[1]]),
     Case("policy", observations=5, actions=2, discrete=True, dim=8, hidden=6, layers=["gru"], norm="layer"),
 ]

@@ -79,15 +79,15 @@ def matrix_scan(
         # One token is a few calls of PyTorch, which are no slower than the launch of a kernel.
         kernels = {"cpu": shared_scan if shares and not per_key else compiled} if q.size(1) != 1 else {}
         scan = choose({"reference": reference, "torch": chunked, **kernels}, arguments[0])
-        if shares and scan is not shared_scan:
+        if shares and scan not in (shared_scan, reference):
             arguments = [*(_repeat(z, v.size(2)) for z in arguments[:2]), *arguments[2:]]
         o, state = scan(*arguments, scale=scale, state=state, reset=reset)
     return o.to(v.dtype), state
 
 
 def reference(
-    q: Float[Tensor, "B T H K"],
-    k: Float[Tensor, "B T H K"],
+    q: Float[Tensor, "B T G K"],
+    k: Float[Tensor, "B T G K"],
     v: Float[Tensor, "B T H V"],
     log_decay: Float[Tensor, "B T H"] | Float[Tensor, "B T H K"] | None = None,
     *,
@@ -96,6 +96,8 @@ def reference(
     reset: Bool[Tensor, "B T"] | None = None,
 ) -> tuple[Float[Tensor, "B T H V"], Float[Tensor, "B H K V"]]:
     """The equation, token by token."""
+    if q.size(2) != v.size(2):
+        q, k = (z.repeat_interleave(v.size(2) // z.size(2), 2) for z in (q, k))
     state = _empty(k, v) if state is None else state
     outputs = []
     for t in range(q.size(1)):
