@@ -5,7 +5,7 @@ import seriatim as sq
 from echo import Echo
 from seriatim.apps.rl.environment import ends
 from seriatim.apps.rl.rollout import Collector
-from seriatim.apps.rl.wrappers import PreviousAction
+from seriatim.apps.rl.wrappers import PreviousAction, RandomProjection
 from seriatim.core.errors import SeriatimError
 
 
@@ -112,3 +112,48 @@ def test_an_end_and_a_cut_at_the_same_step_are_told_apart():
     assert segment.ended[:, 2].all()
     assert segment.next_values[0, 2] == 0
     assert segment.next_values[1, 2] != 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("vector", [False, True])
+def test_policies_of_other_dtypes_act(dtype, vector):
+    environment = Echo(vector=vector)
+    segment = Collector(policy_for(environment).to(dtype), [environment]).collect(5)
+    assert segment.values.dtype == segment.log_probs.dtype == segment.next_values.dtype == torch.float32
+
+
+class Shifted(Echo):
+    """Observations and actions are numbers from 5."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.action_space.start = self.observation_space.start = 5
+        self.said = []
+
+    def step(self, action):
+        self.said.append(action)
+        return super().step(action - 5)
+
+    def _seen(self, symbol):
+        return symbol + 5
+
+
+@pytest.mark.parametrize("wrapped", [lambda z: z, PreviousAction, RandomProjection])
+def test_numbers_that_begin_elsewhere_are_read_and_said_as_they_are(wrapped):
+    inner = Shifted(length=3)
+    environment = wrapped(inner)
+    segment = Collector(policy_for(environment), [environment]).collect(30)
+    assert set(inner.said) == {5, 6, 7}
+    assert segment.actions.min() == 0
+    assert segment.actions.max() == 2
+    if environment is inner:
+        assert segment.observations.min() == 0
+        assert segment.observations.max() <= 3
+    if wrapped is PreviousAction:
+        told = segment.observations[0, 1:, 4:7][~segment.reset[0, 1:]]
+        assert torch.equal(told.argmax(1), segment.actions[0, :-1][~segment.reset[0, 1:]])
+
+
+def test_a_policy_that_cannot_act_is_refused():
+    with pytest.raises(SeriatimError, match="the policy is not causal"):
+        Collector(policy_for(Echo(), [{"mixer": "bidirectional", "inner": "gru"}]), [Echo()])

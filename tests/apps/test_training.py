@@ -79,3 +79,7 @@ def test_settings_that_do_not_fit_are_named():
         PPOSettings(epochs=0)
     with pytest.raises(SeriatimError, match="learning_rate is 0"):
         PPOSettings(learning_rate=0)
+    with pytest.raises(SeriatimError, match=r"trace is 1\.5; it must be between 0 and 1"):
+        PPOSettings(trace=1.5)
+    with pytest.raises(SeriatimError, match="entropy_weight is nan; it must be a finite number"):
+        PPOSettings(entropy_weight=float("nan"))
