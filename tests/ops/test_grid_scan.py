@@ -231,6 +231,8 @@ def test_gradients_of_gradients():
         ({"state": torch.zeros(1, 3, 2, 3, 3)}, r"state is a Tensor; it must be a pair of tensors"),
         ({"state": (torch.zeros(1, 3, 2, 3, 3), None)}, r"state\[1\] is None; it must be a tensor"),
         ({"flips": (0,)}, r"flips is \(0,\); it must be axes out of 1, the rows, and 2, the columns"),
+        ({"flips": (1, 1)}, r"flips is \(1, 1\); it must be axes out of 1, the rows, and 2, the columns, each once"),
+        ({"flips": 1}, "flips is 1; it must be axes"),
         ({"state": (torch.zeros(1, 4, 2, 3, 3),) * 2}, r"state\[0\] has shape .* = \(1, 3, 2, 3, 3\)"),
     ],
 )
