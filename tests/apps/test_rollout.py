@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -157,3 +158,17 @@ def test_numbers_that_begin_elsewhere_are_read_and_said_as_they_are(wrapped):
 def test_a_policy_that_cannot_act_is_refused():
     with pytest.raises(SeriatimError, match="the policy is not causal"):
         Collector(policy_for(Echo(), [{"mixer": "bidirectional", "inner": "gru"}]), [Echo()])
+
+
+class Reused(Echo):
+    """Its observations are all the same array, filled anew."""
+
+    def _seen(self, symbol):
+        vars(self).setdefault("array", np.zeros(2))[:] = symbol, self.time
+        return self.array
+
+
+def test_an_observation_may_be_written_over_by_the_next():
+    policy = policy_for(Reused(vector=True))
+    one, other = (Collector(policy, [kind(vector=True, cut=True, length=2)], seed=1) for kind in (Reused, Echo))
+    torch.testing.assert_close(one.collect(6)[:-2], other.collect(6)[:-2])

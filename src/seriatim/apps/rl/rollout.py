@@ -71,13 +71,13 @@ class Collector:
             actions = torch.multinomial(log_policy.exp(), 1, generator=self.random)
             log_probs, actions = log_policy.gather(1, actions).squeeze(1), actions.squeeze(1)
             rewards, cut, last, finished = self._act(actions.tolist())
-            beyond = self._values(last, self.state) * cut if cut.any() else torch.zeros(len(last))
+            beyond = torch.zeros(len(cut)) if last is None else self._values(last, self.state) * cut
             rows.append((x, begins, actions, log_probs, answers[:, -1], rewards, self.begins, beyond))
             returns += finished
         x, reset, actions, log_probs, values, rewards, ended, beyond = (
             torch.stack(each, 1) for each in zip(*rows, strict=True)
         )
-        following = torch.cat([values[:, 1:], self._values(self.now, self._begun()).unsqueeze(1)], 1)
+        following = torch.cat([values[:, 1:], self._values(self._tensor(self.now), self._begun()).unsqueeze(1)], 1)
         next_values = torch.where(ended, beyond, following)
         return Segment(x, reset, actions, log_probs, values, next_values, rewards, ended, start, torch.tensor(returns))
 
@@ -87,11 +87,11 @@ class Collector:
             return self.state
         return states.where(self.begins, self.policy.init_state(len(self.environments)), self.state)
 
-    def _values(self, observations: Sequence[Any], state: State) -> Tensor:
-        return self.policy.step(self._tensor(observations), state)[0][:, -1].float().cpu()
+    def _values(self, x: Tensor, state: State) -> Tensor:
+        return self.policy.step(x, state)[0][:, -1].float().cpu()
 
-    def _act(self, actions: Sequence[int]) -> tuple[Tensor, Tensor, list[Any], list[float]]:
-        """Rewards and what was cut off (B,), the observations then, and the returns of episodes that ended.
+    def _act(self, actions: Sequence[int]) -> tuple[Tensor, Tensor, Tensor | None, list[float]]:
+        """Rewards and what was cut off (B,), the observations then if any was, and the returns of what ended.
 
         Where one ended the next begins.
         """
@@ -101,10 +101,11 @@ class Collector:
         self.sums += np.array(rewards, float)
         finished = self.sums[ended].tolist()
         self.sums[ended] = 0
+        cut = torch.from_numpy(ended & ~np.array(terminated, bool))
+        x = self._tensor(last) if cut.any() else None  # now, for a reset may write over it
         self.now = [self.environments[row].reset()[0] if over else last[row] for row, over in enumerate(ended)]
         self.begins = torch.from_numpy(ended)
-        cut = torch.from_numpy(ended & ~np.array(terminated, bool))
-        return torch.tensor(rewards, dtype=torch.float32), cut, last, finished
+        return torch.tensor(rewards, dtype=torch.float32), cut, x, finished
 
     def _tensor(self, observations: Sequence[Any]) -> Tensor:
         like = next(self.policy.parameters())
