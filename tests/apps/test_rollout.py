@@ -172,3 +172,18 @@ def test_an_observation_may_be_written_over_by_the_next():
     policy = policy_for(Reused(vector=True))
     one, other = (Collector(policy, [kind(vector=True, cut=True, length=2)], seed=1) for kind in (Reused, Echo))
     torch.testing.assert_close(one.collect(6)[:-2], other.collect(6)[:-2])
+
+
+class Paid(Echo):
+    """Every step gives 1."""
+
+    def step(self, action):
+        observation, _, *rest = super().step(action)
+        return observation, 1.0, *rest
+
+
+def test_returns_are_of_one_episode_across_segments_and_beside_others():
+    environments = [Paid(length=length) for length in (2, 5)]
+    found = Collector(policy_for(environments[0]), environments)
+    assert found.collect(3).returns.tolist() == [2]
+    assert found.collect(7).returns.tolist() == [2, 5, 2, 2, 2, 5]
