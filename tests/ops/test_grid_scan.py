@@ -241,3 +241,12 @@ def test_a_wrong_argument_is_named(change, message):
     good = dict(zip(names, arguments("P", 0, 1, 3, 4, values=3), strict=True))
     with pytest.raises(SeriatimError, match=message):
         grid_scan(**{**{name: z.detach().float() for name, z in good.items()}, **change})
+
+
+@pytest.mark.parametrize("name", ["cpu", "torch", "reference"])
+def test_an_empty_batch_can_be_learned_from(name):
+    tensors = [z.detach().float()[:0].requires_grad_() for z in arguments("P", 0, 1, 3, 4)]
+    with backend(name):
+        o, _ = grid_scan(*tensors)
+    o.sum().backward()
+    assert tensors[2].grad.shape == tensors[2].shape
