@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -5,7 +6,7 @@ import seriatim as sq
 from echo import Echo
 from seriatim.apps.rl.environment import ends
 from seriatim.apps.rl.rollout import Collector
-from seriatim.apps.rl.wrappers import PreviousAction
+from seriatim.apps.rl.wrappers import PreviousAction, RandomProjection
 from seriatim.core.errors import SeriatimError
 
 
@@ -112,3 +113,77 @@ def test_an_end_and_a_cut_at_the_same_step_are_told_apart():
     assert segment.ended[:, 2].all()
     assert segment.next_values[0, 2] == 0
     assert segment.next_values[1, 2] != 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("vector", [False, True])
+def test_policies_of_other_dtypes_act(dtype, vector):
+    environment = Echo(vector=vector)
+    segment = Collector(policy_for(environment).to(dtype), [environment]).collect(5)
+    assert segment.values.dtype == segment.log_probs.dtype == segment.next_values.dtype == torch.float32
+
+
+class Shifted(Echo):
+    """Observations and actions are numbers from 5."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.action_space.start = self.observation_space.start = 5
+        self.said = []
+
+    def step(self, action):
+        self.said.append(action)
+        return super().step(action - 5)
+
+    def _seen(self, symbol):
+        return symbol + 5
+
+
+@pytest.mark.parametrize("wrapped", [lambda z: z, PreviousAction, RandomProjection])
+def test_numbers_that_begin_elsewhere_are_read_and_said_as_they_are(wrapped):
+    inner = Shifted(length=3)
+    environment = wrapped(inner)
+    segment = Collector(policy_for(environment), [environment]).collect(30)
+    assert set(inner.said) == {5, 6, 7}
+    assert segment.actions.min() == 0
+    assert segment.actions.max() == 2
+    if environment is inner:
+        assert segment.observations.min() == 0
+        assert segment.observations.max() <= 3
+    if wrapped is PreviousAction:
+        told = segment.observations[0, 1:, 4:7][~segment.reset[0, 1:]]
+        assert torch.equal(told.argmax(1), segment.actions[0, :-1][~segment.reset[0, 1:]])
+
+
+def test_a_policy_that_cannot_act_is_refused():
+    with pytest.raises(SeriatimError, match="the policy is not causal"):
+        Collector(policy_for(Echo(), [{"mixer": "bidirectional", "inner": "gru"}]), [Echo()])
+
+
+class Reused(Echo):
+    """Its observations are all the same array, filled anew."""
+
+    def _seen(self, symbol):
+        vars(self).setdefault("array", np.zeros(2))[:] = symbol, self.time
+        return self.array
+
+
+def test_an_observation_may_be_written_over_by_the_next():
+    policy = policy_for(Reused(vector=True))
+    one, other = (Collector(policy, [kind(vector=True, cut=True, length=2)], seed=1) for kind in (Reused, Echo))
+    torch.testing.assert_close(one.collect(6)[:-2], other.collect(6)[:-2])
+
+
+class Paid(Echo):
+    """Every step gives 1."""
+
+    def step(self, action):
+        observation, _, *rest = super().step(action)
+        return observation, 1.0, *rest
+
+
+def test_returns_are_of_one_episode_across_segments_and_beside_others():
+    environments = [Paid(length=length) for length in (2, 5)]
+    found = Collector(policy_for(environments[0]), environments)
+    assert found.collect(3).returns.tolist() == [2]
+    assert found.collect(7).returns.tolist() == [2, 5, 2, 2, 2, 5]

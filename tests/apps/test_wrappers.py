@@ -36,7 +36,7 @@ def test_a_projection_keeps_the_observation_and_hides_it():
 def test_every_episode_has_maps_of_its_own_and_a_seed_repeats_them():
     environment = RandomProjection(Echo(symbols=8), trials=1)
     maps = []
-    for seed in (5, None, None, 5):
+    for seed in (5, None, None, 5, 6):
         environment.reset(seed=seed)
         maps.append((environment.map, environment.action_map))
     assert not np.allclose(maps[0][0], maps[1][0])
@@ -44,6 +44,7 @@ def test_every_episode_has_maps_of_its_own_and_a_seed_repeats_them():
     assert not np.array_equal(maps[0][1], maps[1][1])
     np.testing.assert_array_equal(maps[0][0], maps[3][0])
     np.testing.assert_array_equal(maps[0][1], maps[3][1])
+    assert not np.allclose(maps[0][0], maps[4][0])
 
 
 @pytest.mark.parametrize("cut", [False, True])

@@ -3,6 +3,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
+import seriatim as sq
 from seriatim.core import state as states
 from seriatim.core.errors import SeriatimError
 from small_disk import files_of_at_most
@@ -138,3 +139,20 @@ def test_a_loaded_leaf_lies_where_complex_numbers_may(tmp_path):
     loaded = states.load(tmp_path / "state", like=state)
     assert loaded.data_ptr() % 16 == 0
     torch.view_as_complex(loaded).addcmul_(torch.view_as_complex(state), torch.view_as_complex(state))
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (lambda hidden, cell: (hidden, None), "state holds a NoneType; it must be tensors, alone or in tuples"),
+        (lambda hidden, cell: (hidden, [cell]), "state holds a list; it must be tensors"),
+        (lambda hidden, cell: (hidden, cell.long()), "cell has dtype torch.int64, not torch.float32"),
+        (lambda hidden, cell: (hidden, cell[:1]), "state cell has 1 rows; x has 2"),
+    ],
+)
+def test_what_is_no_state_is_refused_in_a_line(state, message):
+    mixer = sq.build("lstm", dim=4)
+    start = mixer.init_state(2)
+    wrong = type(start)(**dict(zip(("hidden", "cell"), state(start.hidden, start.cell), strict=True)))
+    with pytest.raises(SeriatimError, match=message):
+        mixer(torch.randn(2, 3, 4), wrong)

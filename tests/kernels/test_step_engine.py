@@ -178,6 +178,18 @@ def test_a_program_that_differs_is_not_used(monkeypatch):
         same(found, steps(module, 1, 1) * 2)
 
 
+@torch.no_grad()
+def test_half_precision_is_no_difference():
+    """A program rounds less often than PyTorch does, which shows after a few layers."""
+    torch.manual_seed(0)
+    model = LanguageModel(16, dim=32, layers=["gla"] * 8).bfloat16().eval()
+    token, state = torch.tensor([1]), model.init_state(1)
+    for _ in range(3):
+        answer, state = model.step(token, state)
+    assert answer.dtype == torch.bfloat16
+    assert has_program(model)
+
+
 def test_only_the_latest_programs_are_kept_and_few_are_made():
     module = build("elman", dim=4).eval()
     for batch in range(1, engine_file.MOST_PROGRAMS + 3):

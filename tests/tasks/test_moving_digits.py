@@ -107,6 +107,15 @@ def test_errors_are_of_each_frame():
     assert abs(task.psnr(wrong, found.frames)[1, 2] - 20) < 1e-3
 
 
+def test_films_of_other_shapes_are_not_compared():
+    task, found = sample(batch=2, length=3)
+    for measure in (task.errors, task.psnr):
+        with pytest.raises(
+            SeriatimError, match=r"predictions have shape \(2, 1, .*; they must be like frames, \(2, 3, "
+        ):
+            measure(found.frames[:, :1], found.frames)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -6,8 +6,10 @@ from runs import PowerCutError, assert_same_run, failing
 from tiny_language import documents, new_run, settings, training_batches
 
 import seriatim as sq
+from seriatim.core.build import build
 from seriatim.core.errors import SeriatimError
 from seriatim.data.batches import PackedBatches
+from seriatim.data.task_batches import TaskBatches
 from seriatim.data.tokenizer import ByteTokenizer
 from seriatim.objectives.birdie.batches import DenoisingBatches
 from seriatim.objectives.birdie.curriculum import Curriculum
@@ -79,3 +81,21 @@ def test_windows_that_go_on_are_refused():
     curriculum = Curriculum(THREE, dim=8, layers=1)
     with pytest.raises(SeriatimError, match="windows is ContiguousBatches; its windows must stand alone"):
         DenoisingBatches(training_batches(), curriculum, SPECIAL, lambda: torch.ones(3))
+
+
+def test_a_run_on_other_data_cannot_be_resumed():
+    ours, text, task = new_batches(new_model()), training_batches(), TaskBatches(build({"task": "parity"}), 2, 4, 8)
+    for batches in (ours, text, task):
+        for other in (ours, text, task):
+            if other is not batches:
+                with pytest.raises(SeriatimError, match="not what the run was started with, so it cannot be resumed"):
+                    batches.load_state_dict(other.state_dict())
+
+
+def test_a_reward_model_of_another_size_is_refused_before_anything_is_changed():
+    one, other = (Curriculum(THREE, dim=dim, layers=1, candidates=16, iterations=1) for dim in (8, 16))
+    for losses in (torch.ones(3), torch.ones(3) / 2):
+        one.observe(250, losses)
+    with pytest.raises(SeriatimError, match="the state is of a reward model of another size"):
+        other.load_state_dict(one.state_dict())
+    assert len(other.losses) == 0

@@ -1,8 +1,9 @@
 """What follows from a module's parameters alone, kept while a model writes one token after another.
 
 It is found again as soon as a parameter or a buffer was changed or replaced, or a plain attribute has another value.
-Changes of tensors are told by PyTorch's own count of them, which is cheap and does not see what is done through `.data`
-or from another process; `forget`, which reading a segment calls, makes for that. Where gradients are wanted, or
+Changes of tensors are told by PyTorch's own count of them, which is cheap, and by every step of any optimiser, for
+fused ones are not counted. What is done through `.data` or from another process is not seen; `forget`, which reading a
+segment calls, makes for that. Where gradients are wanted, or
 somebody watches or traces the calls to PyTorch, nothing is kept and nothing kept is used. An engine that records a step
 takes the kept tensors for ones that live on, and is told how to have them made fresh.
 """
@@ -14,6 +15,7 @@ from weakref import ref
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._python_dispatch import _disable_current_modes
 
 from seriatim.core.state import map_state
@@ -52,7 +54,8 @@ class Derived(Generic[Found]):
             self._seen = None
 
     def _fresh(self, module: Any, function: Callable[[Any], Any]) -> Found:
-        if self._seen is None or not self._seen.holds(module):
+        seen = self._seen  # once: another thread may forget it meanwhile
+        if seen is None or not seen.holds(module):
             with torch.inference_mode(False), torch.no_grad():
                 seen = _Seen(module)
                 # Copies: a parameter itself may be among them, and they are written to.
@@ -84,12 +87,14 @@ class _Seen:
         self.tensors = [thing for thing in self.things if isinstance(thing, Tensor)]
         self.memory = [tensor.detach() for tensor in self.tensors]  # so that no other comes to lie there
         self.marks, self.plain = [*map(_mark, self.tensors)], self._plain(module)
+        self.learned = _learned
 
     def holds(self, module: nn.Module) -> bool:
         """Whether it is as it was."""
         things = self._things()
         return (
-            len(things) == len(self.things)
+            self.learned == _learned
+            and len(things) == len(self.things)
             and all(map(is_, things, self.things))
             and [*map(_mark, self.tensors)] == self.marks
             and self._plain(module) == self.plain
@@ -103,6 +108,15 @@ class _Seen:
 
 
 _PLAIN = {bool, int, float, str}
+_learned = 0  # steps of all optimisers so far
+
+
+def _count(*_: Any) -> None:
+    global _learned
+    _learned += 1
+
+
+register_optimizer_step_post_hook(_count)
 
 
 def _mark(tensor: Tensor) -> Any:

@@ -102,6 +102,9 @@ def check_state(owner: str, state: State, like: State, batch: int) -> None:
     """Raises SeriatimError unless a state has the structure of `like`, however far it has grown, and `batch` rows."""
     if isinstance(like, Tensor) != isinstance(state, Tensor) or not isinstance(state, Tensor | tuple):
         raise SeriatimError(f"{owner}: state is a {type(state).__name__}; it must be a {type(like).__name__}")
+    stray = _stray(state)
+    if stray:
+        raise SeriatimError(f"{owner}: state holds a {stray}; it must be tensors, alone or in tuples")
     found = dict(leaves(state))
     difference = _difference(found, dict(leaves(like)))
     if difference:
@@ -188,6 +191,13 @@ def _check_stored(stored: Mapping[str, Tensor], like: State, path: str | PathLik
     difference = _difference(stored, wanted)
     if difference:
         raise SeriatimError(f"state file {path} belongs to another model: {difference}")
+
+
+def _stray(state: State) -> str | None:
+    """The type of the first thing in it that no state has."""
+    if isinstance(state, Tensor):
+        return None
+    return next(filter(None, map(_stray, state)), None) if isinstance(state, tuple) else type(state).__name__
 
 
 def _difference(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str | None:

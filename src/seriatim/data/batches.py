@@ -87,7 +87,7 @@ class Batches(ABC):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes to a position. Raises SeriatimError where the text, the tokenizer or a setting is not what it was."""
-        if state["fingerprint"] != self._fingerprint:
+        if state.get("fingerprint") != self._fingerprint:
             raise SeriatimError("the data is not what the run was started with, so it cannot be resumed")
         self.batches_read = state["batches_read"]
 

@@ -55,7 +55,7 @@ class TaskBatches:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes to a position. Raises SeriatimError where the task or a setting is not what it was."""
-        if state["made"] != self.state_dict()["made"]:
+        if state.get("made") != self.state_dict()["made"]:
             raise SeriatimError("the task is not what the run was started with, so it cannot be resumed")
         self.batches_read = state["batches_read"]
 

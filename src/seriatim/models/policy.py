@@ -123,5 +123,5 @@ def _written_out(network: nn.Sequential, x: Tensor) -> Tensor:
         elif isinstance(layer, nn.Linear):
             x = x @ layer.weight.T + layer.bias
         else:
-            x = torch.where(x > 0, x, SLOPE * x)
+            x = torch.where(x > 0, x, 0.01 * x)
     return x

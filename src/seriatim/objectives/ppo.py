@@ -11,7 +11,7 @@ from torch import Tensor
 
 from seriatim.core.errors import SeriatimError, check_positive
 
-__all__ = ["Experience", "PPOLoss", "advantages", "ppo"]
+__all__ = ["Experience", "PPOLoss", "advantages", "check_discounts", "ppo"]
 
 
 class Experience(NamedTuple):
@@ -48,9 +48,7 @@ def advantages(
         discount: γ, from 0 to 1.
         trace: λ, from 0 (only the next value is asked) to 1 (all rewards count that came).
     """
-    for name, value in (("discount", discount), ("trace", trace)):
-        if not 0 <= value <= 1:
-            raise SeriatimError(f"{name} is {value}; it must be between 0 and 1")
+    check_discounts(discount, trace)
     surprise = rewards + discount * next_values - values
     goes_on = discount * trace * (~ended).to(surprise.dtype)
     found, later = [], surprise.new_zeros(surprise.size(0))
@@ -58,6 +56,13 @@ def advantages(
         later = now + weight * later
         found.append(later)
     return torch.stack(found[::-1], 1) if found else surprise
+
+
+def check_discounts(discount: float, trace: float) -> None:
+    """Raises SeriatimError unless γ and λ are between 0 and 1."""
+    for name, value in (("discount", discount), ("trace", trace)):
+        if not 0 <= value <= 1:
+            raise SeriatimError(f"{name} is {value}; it must be between 0 and 1")
 
 
 def ppo(

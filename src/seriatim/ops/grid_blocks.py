@@ -57,7 +57,7 @@ def merged(
     """As :func:`seriatim.ops.grid_scan.reference`, by merging blocks."""
     batch, rows, columns, heads = q.shape[:4]
     if not v.numel() or not q.numel():
-        return torch.zeros_like(v), (nothing(q, v) if state is None else state)
+        return 0 * v, (nothing(q, v) if state is None else state)
     longest = ALONE if max(rows, columns) <= ALONE else SIDE
     height, width = (min(longest, 1 << (size - 1).bit_length()) for size in (rows, columns))
     pad = (-rows % height, -columns % width)

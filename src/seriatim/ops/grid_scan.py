@@ -85,8 +85,8 @@ def grid_scan(
             "state[1]": (top, f"batch columns heads keys values{optional}"),
         }
     )
-    if set(flips) - {1, 2}:
-        raise SeriatimError(f"flips is {flips}; it must be axes out of 1, the rows, and 2, the columns")
+    if not isinstance(flips, tuple | list) or sorted(flips) not in ([], [1], [2], [1, 2]):
+        raise SeriatimError(f"flips is {flips!r}; it must be axes out of 1, the rows, and 2, the columns, each once")
     dtype = compute_dtype(q, k, v, source, transition, mark, left, top)
     arguments = cast(dtype, q, k, v, source, transition, mark, direct)
     borders = None if left is None or top is None else (left.to(dtype), top.to(dtype))

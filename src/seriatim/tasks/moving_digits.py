@@ -1,4 +1,4 @@
-"""MovingFilms of handwritten digits that fly about: what will the frames look like that come next?"""
+"""Films of handwritten digits that fly about: what will the frames look like that come next?"""
 
 import copy
 import math
@@ -63,7 +63,7 @@ class MovingDigits:
         return task
 
     def sample(self, batch: int, length: int, generator: torch.Generator | None = None) -> MovingFilms:
-        """MovingFilms of `length` frames. The generator alone decides which; None is torch's own."""
+        """Films of `length` frames. The generator alone decides which; None is torch's own."""
         check_size(batch=batch, length=length)
         found = self.pictures.examples(batch * self.digits, generator)
         images = found.values.view(batch, self.digits, *[self.side // self.magnify] * 2)
@@ -87,6 +87,10 @@ class MovingDigits:
 
     def errors(self, predictions: Tensor, frames: Tensor) -> Tensor:
         """(B, T), the mean squared error of every frame; of predictions and frames (B, T, 1, size, size)."""
+        if predictions.shape != frames.shape:
+            raise SeriatimError(
+                f"predictions have shape {tuple(predictions.shape)}; they must be like frames, {tuple(frames.shape)}"
+            )
         return (predictions - frames).square().mean((2, 3, 4))
 
     def psnr(self, predictions: Tensor, frames: Tensor) -> Tensor:

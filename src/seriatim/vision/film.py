@@ -60,6 +60,7 @@ class FilmModel(FrameMixer):
         for name, given, wanted in (("layers", layers, "spec of a mixer of frames"), ("depths", depths, "number")):
             if isinstance(given, str) or not isinstance(given, Sequence) or not given:
                 raise SeriatimError(f"{name} is {given!r}; it must be a list of at least one {wanted}")
+        check_size(**{f"depths[{index}]": depth for index, depth in enumerate(depths)})
         self.channels, self.dim, self.groups = channels, dim, groups
         self.layers, self.depths = list(layers), list(depths)
         self.mixers = nn.ModuleList(build(layer, channels=dim) for layer in layers)
@@ -79,7 +80,7 @@ class FilmModel(FrameMixer):
 
     def init_state(self, batch: int, height: int, width: int) -> State:
         parts = 2 ** (len(self.depths) - 1)
-        if height % parts or width % parts:
+        if height % parts or width % parts or not height or not width:
             raise SeriatimError(f"frames have {height} x {width} pixels; the sides must be multiples of {parts}")
         return tuple(mixer.init_state(batch, height // parts, width // parts) for mixer in self._mixers())
 

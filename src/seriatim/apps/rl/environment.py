@@ -7,11 +7,14 @@ import numpy as np
 
 from seriatim.core.errors import SeriatimError
 
-__all__ = ["Environment", "Features", "ends", "features", "flat", "make"]
+__all__ = ["Environment", "Features", "ends", "features", "first", "flat", "is_discrete", "make"]
 
 
 class Environment(Protocol):
-    """Its spaces have `n` (discrete), `nvec` (several discrete ones) or `shape` (features), as gymnasium's have."""
+    """Its spaces have `n` (discrete), `nvec` (several discrete ones) or `shape` (features), as gymnasium's have.
+
+    Discrete ones count from `start`, where they have one, else from 0.
+    """
 
     @property
     def observation_space(self) -> Any: ...
@@ -42,7 +45,7 @@ def make(name: str, **options: Any) -> Environment:
         ) from error
     try:
         return gymnasium.make(name, disable_env_checker=True, **options)
-    except (gymnasium.error.Error, TypeError) as error:
+    except (gymnasium.error.Error, ImportError, TypeError) as error:
         raise SeriatimError(f"environment {name!r} cannot be made: {' '.join(str(error).split())}") from error
 
 
@@ -52,9 +55,9 @@ def ends(environment: Environment) -> dict[str, Any]:
     Raises SeriatimError where the actions are not discrete or the observations are neither numbers nor features.
     """
     space, actions = environment.observation_space, environment.action_space
-    if not hasattr(actions, "n"):
+    if not is_discrete(actions):
         raise SeriatimError(f"the environment's action_space is {actions}; it must be discrete")
-    discrete = hasattr(space, "n")
+    discrete = is_discrete(space)
     return {
         "observations": int(space.n) if discrete else features(space),
         "actions": int(actions.n),
@@ -62,9 +65,19 @@ def ends(environment: Environment) -> dict[str, Any]:
     }
 
 
+def is_discrete(space: Any) -> bool:
+    """Whether it holds numbers, of which there are `n`; a space of bits has an `n` too, and a shape."""
+    return hasattr(space, "n") and not getattr(space, "shape", None)
+
+
+def first(space: Any) -> int:
+    """The first of the numbers in a discrete space."""
+    return int(getattr(space, "start", 0))
+
+
 def features(space: Any) -> int:
     """How many features `flat` makes of an observation of a space."""
-    if hasattr(space, "n"):
+    if is_discrete(space):
         return int(space.n)
     if hasattr(space, "nvec"):
         return int(np.sum(space.nvec))
@@ -75,9 +88,9 @@ def features(space: Any) -> int:
 
 def flat(space: Any, observation: Any) -> np.ndarray:
     """An observation as float32 features: discrete ones as units at their place."""
-    if hasattr(space, "n"):
-        return np.eye(space.n, dtype=np.float32)[observation]
+    if is_discrete(space):
+        return np.eye(space.n, dtype=np.float32)[observation - first(space)]
     if hasattr(space, "nvec"):
-        units = zip(space.nvec.flat, np.asarray(observation).flat, strict=True)
+        units = zip(space.nvec.flat, (observation - np.asarray(getattr(space, "start", 0))).flat, strict=True)
         return np.concatenate([np.eye(size, dtype=np.float32)[index] for size, index in units])
     return np.asarray(observation, np.float32).reshape(-1)

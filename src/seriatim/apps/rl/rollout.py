@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seriatim.apps.rl.environment import Environment, ends, flat
+from seriatim.apps.rl.environment import Environment, ends, first, flat
 from seriatim.core import state as states
 from seriatim.core.errors import SeriatimError, check_size
 from seriatim.core.state import State
@@ -21,7 +21,7 @@ class Segment(NamedTuple):
 
     observations: Tensor  # (B, T, features), or (B, T) ids
     reset: Tensor  # bool: an episode begins with this observation
-    actions: Tensor  # int64
+    actions: Tensor  # int64, counted from 0
     log_probs: Tensor  # of the actions
     values: Tensor  # the critic's
     next_values: Tensor  # the critic's at what an action led to; 0 where the episode came to its end
@@ -45,11 +45,13 @@ class Collector:
     def __init__(self, policy: Policy, environments: Sequence[Environment], seed: int = 0):
         if not environments:
             raise SeriatimError("environments is empty; there must be at least one")
+        if not policy.causal:
+            raise SeriatimError("the policy is not causal, so it cannot act step by step; its layers must be")
         self.policy, self.environments = policy, list(environments)
         for environment in environments:
             _check(policy, environment)
         self.random = torch.Generator().manual_seed(seed)
-        self.space = environments[0].observation_space
+        self.space, self.first_action = environments[0].observation_space, first(environments[0].action_space)
         seeds = np.random.SeedSequence(seed).generate_state(len(environments)).tolist()
         self.now = [one.reset(seed=each)[0] for one, each in zip(environments, seeds, strict=True)]
         self.begins = torch.ones(len(environments), dtype=torch.bool)
@@ -64,17 +66,18 @@ class Collector:
         for _ in range(steps):
             x, begins = self._tensor(self.now), self.begins
             answers, self.state = self.policy.step(x, self._begun())
-            log_policy = answers[:, :-1].log_softmax(1).cpu()
+            answers = answers.float().cpu()
+            log_policy = answers[:, :-1].log_softmax(1)
             actions = torch.multinomial(log_policy.exp(), 1, generator=self.random)
             log_probs, actions = log_policy.gather(1, actions).squeeze(1), actions.squeeze(1)
             rewards, cut, last, finished = self._act(actions.tolist())
-            beyond = self._values(last, self.state) * cut if cut.any() else torch.zeros(len(last))
-            rows.append((x, begins, actions, log_probs, answers[:, -1].cpu(), rewards, self.begins, beyond))
+            beyond = torch.zeros(len(cut)) if last is None else self._values(last, self.state) * cut
+            rows.append((x, begins, actions, log_probs, answers[:, -1], rewards, self.begins, beyond))
             returns += finished
         x, reset, actions, log_probs, values, rewards, ended, beyond = (
             torch.stack(each, 1) for each in zip(*rows, strict=True)
         )
-        following = torch.cat([values[:, 1:], self._values(self.now, self._begun()).unsqueeze(1)], 1)
+        following = torch.cat([values[:, 1:], self._values(self._tensor(self.now), self._begun()).unsqueeze(1)], 1)
         next_values = torch.where(ended, beyond, following)
         return Segment(x, reset, actions, log_probs, values, next_values, rewards, ended, start, torch.tensor(returns))
 
@@ -84,30 +87,31 @@ class Collector:
             return self.state
         return states.where(self.begins, self.policy.init_state(len(self.environments)), self.state)
 
-    def _values(self, observations: Sequence[Any], state: State) -> Tensor:
-        return self.policy.step(self._tensor(observations), state)[0][:, -1].cpu()
+    def _values(self, x: Tensor, state: State) -> Tensor:
+        return self.policy.step(x, state)[0][:, -1].float().cpu()
 
-    def _act(self, actions: Sequence[int]) -> tuple[Tensor, Tensor, list[Any], list[float]]:
-        """Rewards and what was cut off (B,), the observations then, and the returns of episodes that ended.
+    def _act(self, actions: Sequence[int]) -> tuple[Tensor, Tensor, Tensor | None, list[float]]:
+        """Rewards and what was cut off (B,), the observations then if any was, and the returns of what ended.
 
         Where one ended the next begins.
         """
-        taken = [one.step(action) for one, action in zip(self.environments, actions, strict=True)]
+        taken = [one.step(action + self.first_action) for one, action in zip(self.environments, actions, strict=True)]
         last, rewards, terminated, truncated, _ = (list(each) for each in zip(*taken, strict=True))
         ended = np.logical_or(terminated, truncated)
         self.sums += np.array(rewards, float)
         finished = self.sums[ended].tolist()
         self.sums[ended] = 0
+        cut = torch.from_numpy(ended & ~np.array(terminated, bool))
+        x = self._tensor(last) if cut.any() else None  # now, for a reset may write over it
         self.now = [self.environments[row].reset()[0] if over else last[row] for row, over in enumerate(ended)]
         self.begins = torch.from_numpy(ended)
-        cut = torch.from_numpy(ended & ~np.array(terminated, bool))
-        return torch.tensor(rewards, dtype=torch.float32), cut, last, finished
+        return torch.tensor(rewards, dtype=torch.float32), cut, x, finished
 
     def _tensor(self, observations: Sequence[Any]) -> Tensor:
-        device = next(self.policy.parameters()).device
+        like = next(self.policy.parameters())
         if self.policy.reads_tokens:
-            return torch.tensor([int(each) for each in observations], device=device)
-        return torch.from_numpy(np.stack([flat(self.space, each) for each in observations])).to(device)
+            return torch.tensor([int(each) - first(self.space) for each in observations], device=like.device)
+        return torch.from_numpy(np.stack([flat(self.space, each) for each in observations])).to(like)
 
 
 def _check(policy: Policy, environment: Environment) -> None:

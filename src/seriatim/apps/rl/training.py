@@ -12,9 +12,9 @@ from seriatim.apps.rl.environment import Environment
 from seriatim.apps.rl.rollout import Collector, Segment
 from seriatim.core import state as states
 from seriatim.core import taps
-from seriatim.core.errors import SeriatimError, check_positive, check_size
+from seriatim.core.errors import SeriatimError, check_number, check_positive, check_size
 from seriatim.models.policy import Policy
-from seriatim.objectives.ppo import Experience, PPOLoss, advantages, ppo
+from seriatim.objectives.ppo import Experience, PPOLoss, advantages, check_discounts, ppo
 
 __all__ = ["PPOSettings", "Update", "train", "update"]
 
@@ -48,6 +48,8 @@ class PPOSettings:
     def __post_init__(self) -> None:
         check_size(steps=self.steps, epochs=self.epochs, minibatches=self.minibatches)
         check_positive(learning_rate=self.learning_rate, clip=self.clip, longest_gradient=self.longest_gradient)
+        check_number(value_weight=self.value_weight, entropy_weight=self.entropy_weight)
+        check_discounts(self.discount, self.trace)
 
 
 class Update(NamedTuple):
@@ -112,7 +114,7 @@ def update(
             with taps.collect(policy, pattern="") as found:
                 x, reset = segment.observations[rows], segment.reset[rows]
                 answers, _ = policy(x, states.take(segment.state, rows), reset=reset.to(x.device))
-            answers = answers.cpu()
+            answers = answers.float().cpu()
             loss = ppo(
                 answers[..., :-1],
                 answers[..., -1],

@@ -25,7 +25,7 @@ class PreviousAction:
 
     def __init__(self, environment: Environment):
         self.environment, self.action_space = environment, environment.action_space
-        if not hasattr(self.action_space, "n"):
+        if not spaces.is_discrete(self.action_space):
             raise SeriatimError(f"the environment's action_space is {self.action_space}; it must be discrete")
         self.observation_space = Features(
             (spaces.features(environment.observation_space) + int(self.action_space.n) + 1,)
@@ -45,7 +45,7 @@ class PreviousAction:
         told = np.zeros(self.observation_space.shape, np.float32)
         first = spaces.flat(self.environment.observation_space, observation)
         told[: len(first)] = first
-        told[-1 if action is None else len(first) + action] = 1
+        told[-1 if action is None else len(first) + action - spaces.first(self.action_space)] = 1
         return told
 
 
@@ -101,14 +101,15 @@ class RandomProjection:
 
     def _draw_actions(self) -> np.ndarray:
         space = self.action_space
-        if hasattr(space, "n"):
+        if spaces.is_discrete(space):
             return self.random.permutation(space.n) if self.actions else np.arange(space.n)
         size = spaces.features(space)
         return _orthogonal(size, size, self.random) if self.actions else np.eye(size)
 
     def _meant(self, action: Any) -> Any:
-        if hasattr(self.action_space, "n"):
-            return int(self.action_map[action])
+        if spaces.is_discrete(self.action_space):
+            first = spaces.first(self.action_space)
+            return int(self.action_map[action - first]) + first
         mapped = (self.action_map @ np.asarray(action, np.float64).reshape(-1)).reshape(self.action_space.shape)
         return np.clip(mapped, self.action_space.low, self.action_space.high).astype(np.float32)
 

@@ -81,7 +81,7 @@ class DenoisingBatches:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes to a position. Raises SeriatimError where the text or the objectives are not what they were."""
-        if state["objectives"] != self.state_dict()["objectives"]:
+        if state.get("objectives") != self.state_dict()["objectives"]:
             raise SeriatimError("the objectives are not what the run was started with, so it cannot be resumed")
         self.windows.load_state_dict(state["windows"])
         prefix = "curriculum."

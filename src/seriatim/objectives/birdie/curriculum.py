@@ -144,13 +144,16 @@ class Curriculum:
         return deepcopy(state)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Goes on from there. Raises SeriatimError where it is a mixture of another number of objectives."""
+        """Goes on from there. Raises SeriatimError where the objectives or the reward model have another size."""
         if len(state["weights"]) != len(self.weights):
             raise SeriatimError(f"the state is of {len(state['weights'])} objectives; there are {len(self.weights)}")
+        own = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        model = {name: value for name, value in state.items() if name.startswith("model.")}
+        if {name: z.shape for name, z in model.items()} != {name: z.shape for name, z in own.items()}:
+            raise SeriatimError("the state is of a reward model of another size; dim and layers must be as they were")
         for name in HISTORY:
             setattr(self, name, state[name].clone())
         self.now = state.get("now")
         self._generator.set_state(state["generator"])
-        own = self.model.state_dict()
-        self.model.load_state_dict({name: state[f"model.{name}"] for name in own})
+        self.model.load_state_dict({name.removeprefix("model."): value for name, value in model.items()})
         restore_optimiser(self._optimiser, state)

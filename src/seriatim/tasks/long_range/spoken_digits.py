@@ -66,11 +66,15 @@ class SpokenDigits(StoredTask):
         folder = self.folder or (os.environ.get("SERIATIM_DATA", "") and f"{os.environ['SERIATIM_DATA']}/speech/fsdd")
         found = sorted(_recordings(Path(folder))) if folder else []
         if not found:
+            where = f"folder is {folder!r}, where" if folder else "folder is '' and SERIATIM_DATA is not set;"
             raise SeriatimError(
-                f"folder is {folder!r}, where there are no recordings of the Free Spoken Digit Dataset, such as "
-                "0_jackson_5.wav or a tar.gz of them"
+                f"{where} there are no recordings of the Free Spoken Digit Dataset, such as 0_jackson_5.wav or a "
+                "tar.gz of them"
             )
         train, test = ([r for r in found if (r[2] < TEST_TAKES) == held] for held in (False, True))
+        for part, use in ((train, "train on, which are those from take 5"), (test, "test on, which are takes 0 to 4")):
+            if not part:
+                raise SeriatimError(f"folder is {folder!r}, which holds no recording to {use}")
         return self._examples(train), self._examples(test)
 
     def _examples(self, recordings: list[tuple[int, str, int, bytes]]) -> Examples:
@@ -104,7 +108,7 @@ def log_mel(sound: Tensor, bands: int) -> Tensor:
     """
     frames = F.pad(sound, (0, max(0, FRAME - len(sound)))).unfold(0, FRAME, HOP)
     energy = torch.fft.rfft(frames * torch.hann_window(FRAME), BINS).abs().square()
-    return ((energy @ _filters(bands) + QUIET).log() - MEAN) / DEVIATION
+    return ((energy @ _filters(bands).to(energy.dtype) + QUIET).log() - MEAN) / DEVIATION
 
 
 def _filters(bands: int) -> Tensor:
