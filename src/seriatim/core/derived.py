@@ -3,9 +3,9 @@
 It is found again as soon as a parameter or a buffer was changed or replaced, or a plain attribute has another value.
 Changes of tensors are told by PyTorch's own count of them, which is cheap, and by every step of any optimiser, for
 fused ones are not counted. What is done through `.data` or from another process is not seen; `forget`, which reading a
-segment calls, makes for that. Where gradients are wanted, or
-somebody watches or traces the calls to PyTorch, nothing is kept and nothing kept is used. An engine that records a step
-takes the kept tensors for ones that live on, and is told how to have them made fresh.
+segment calls, makes for that. Where gradients are wanted, or somebody watches or traces the calls to PyTorch, nothing
+is kept and nothing kept is used. An engine that records a step takes the kept tensors for ones that live on, and is
+told how to have them made fresh.
 """
 
 from collections.abc import Callable
