@@ -123,7 +123,7 @@ def ahead(quick: bool, seed: int) -> list[Finding]:
     task = MovingDigits(**TASK).held_out()
     frames = task.sample(films, CONTEXT + horizons[-1], generator(seed, 1)).frames
     context, wanted = frames[:, :CONTEXT], frames[:, CONTEXT:]
-    still = task.errors(frames.mean((0, 1), keepdim=True), wanted).mean()
+    still = task.errors(frames.mean((0, 1), keepdim=True).expand_as(wanted), wanted).mean()
     what = "mean squared error of the mean frame"
     findings = [Finding(what, "", f"{still:.4f}", None)]
     errors: dict[str, list[Tensor]] = {}
