@@ -39,14 +39,15 @@ class Derived(Generic[Found]):
         self._found: Any = None
 
     def __call__(self, method: Callable[[], Any]) -> Found:
+        module, function = _parts(method)
         if is_recording():
-            module, function = ref(method.__self__), method.__func__  # type: ignore[attr-defined]
-            before_replay(lambda: self._fresh(module(), function))
+            owner = ref(module)
+            before_replay(lambda: self._fresh(owner(), function))
             with _disable_current_modes():
-                return self._fresh(module(), function)
+                return self._fresh(module, function)
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or is_watched():
             return self._then(method())
-        return self._fresh(method.__self__, method.__func__)  # type: ignore[attr-defined]
+        return self._fresh(module, function)
 
     def forget(self) -> None:
         """Has everything found again when it is next asked for."""
@@ -117,6 +118,11 @@ def _count(*_: Any) -> None:
 
 
 register_optimizer_step_post_hook(_count)
+
+
+def _parts(method: Any) -> tuple[Any, Callable[[Any], Any]]:
+    """Whose method it is, and the function."""
+    return method.__self__, method.__func__
 
 
 def _mark(tensor: Tensor) -> Any:

@@ -1,5 +1,6 @@
 """Environments: what is used of gymnasium's API, so that gymnasium's own and anybody's class will do."""
 
+from importlib import import_module
 from math import prod
 from typing import Any, NamedTuple, Protocol, SupportsFloat
 
@@ -37,7 +38,8 @@ def make(name: str, **options: Any) -> Environment:
     """
     try:
         import gymnasium
-        import popgym  # noqa: F401 (registers its environments)
+
+        import_module("popgym")  # which registers its environments
     except ImportError as error:
         raise SeriatimError(
             f"environment {name!r} needs gymnasium and popgym, and {error.name} is not installed: "

@@ -10,7 +10,7 @@ from types import ModuleType
 
 from seriatim.core.errors import SeriatimError
 
-__all__ = ["Absent", "Claim", "Finding", "data", "find_claims"]
+__all__ = ["Claim", "Finding", "MissingDataError", "data", "find_claims"]
 
 _NAME = re.compile(r"(\d{3})_(\w+)\.py")
 
@@ -25,7 +25,7 @@ class Finding:
     holds: bool | None
 
 
-class Absent(SeriatimError):  # noqa: N818 (what it says is no mistake)
+class MissingDataError(SeriatimError):
     """A claim cannot be tried here; what was found elsewhere is kept."""
 
 
@@ -33,11 +33,11 @@ def data(path: str) -> Path:
     """A file or folder in the one that the environment variable SERIATIM_DATA names.
 
     Raises:
-        Absent: it is not there.
+        MissingDataError: it is not there.
     """
     folder = os.environ.get("SERIATIM_DATA", "")
     if not folder or not (Path(folder) / path).exists():
-        raise Absent(f"needs {path} in the folder that SERIATIM_DATA names, which is {folder!r}")
+        raise MissingDataError(f"needs {path} in the folder that SERIATIM_DATA names, which is {folder!r}")
     return Path(folder) / path
 
 

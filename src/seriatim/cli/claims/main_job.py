@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from seriatim.cli.bench.machine import describe
-from seriatim.cli.claims.claim import Absent, Claim, Finding, find_claims
+from seriatim.cli.claims.claim import Claim, Finding, MissingDataError, find_claims
 from seriatim.cli.claims.page import write_page
 
 __all__ = ["main_job"]
@@ -41,7 +41,7 @@ def main_job(options: Any) -> int:
         except KeyboardInterrupt:
             print("interrupted")
             raise
-        except Absent as reason:
+        except MissingDataError as reason:
             print(f"passed over: {reason}")
             continue
         except Exception as error:  # a claim is anybody's script: whatever it raises is told, and the next ones run

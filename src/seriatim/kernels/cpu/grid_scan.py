@@ -93,15 +93,16 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of all tensors; those of left and top are empty if there are none."""
     batch, height, columns, heads, keys = q.shape
-    grads = tuple(
+    grad_q, grad_k, grad_v, grad_source, grad_transition, grad_mark = grads = [
         torch.zeros_like(z, memory_format=torch.contiguous_format) for z in (q, k, v, source, transition, mark)
-    )
+    ]
     borders = [None if z is None else z.new_empty(z.shape) for z in (left, top)]
     segment = segment_rows(height, columns, keys)
     inputs = [rows(z) for z in (grad_o, grad_right, grad_bottom, q, k, v, source, transition, mark, left, top)]
     scratch = backward_room(height, columns, segment, _WIDEST * keys)
     _backward(batch * heads, *inputs, upwards, leftwards, segment, *grads, *borders, scratch=scratch)
-    return *grads, *(q.new_empty(0) if z is None else z for z in borders)  # type: ignore[return-value]
+    grad_left, grad_top = (q.new_empty(0) if z is None else z for z in borders)
+    return grad_q, grad_k, grad_v, grad_source, grad_transition, grad_mark, grad_left, grad_top
 
 
 def _results(q: Tensor, v: Tensor, keep_state: bool) -> tuple[Tensor, Tensor, Tensor]:
