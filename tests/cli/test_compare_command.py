@@ -6,6 +6,7 @@ import pytest
 from command_line import TINY_TASK
 
 from seriatim.cli import main
+from seriatim.cli.compare.report import error_bars
 from seriatim.cli.compare.widths import sized
 from seriatim.cli.task_training import parameters_of
 from seriatim.core.build import build
@@ -130,3 +131,10 @@ def test_mistakes_are_refused_and_nothing_is_written(refused, tmp_path):
     refused("minutes is 0; it must be above 0 where time is held", *compare("--train.minutes", 0))
     refused("parameters is -1", *compare("--parameters", -1))
     assert not out.parent.exists()
+
+
+def test_error_bars_stay_between_nothing_and_all():
+    spreads = [{"mean": 0.5, "deviation": 0.2}, {"mean": 0.9, "deviation": 0.2}, {"mean": 0.1, "deviation": 0.2}]
+    down, up = error_bars(spreads)
+    assert down == pytest.approx([0.2, 0.2, 0.1])
+    assert up == pytest.approx([0.2, 0.1, 0.2])

@@ -74,13 +74,13 @@ def matrix_scan(
     shares = q.size(2) != v.size(2)
     if shares:
         check_divisible(heads=v.size(2), groups=q.size(2))
+    if per_key:  # the decayed keys of heads that share them differ
+        q, k = _repeat(q, v.size(2)), _repeat(k, v.size(2))
     *arguments, state = widen(q, k, v, log_decay, state)
     with full_precision(q.device):
         # One token is a few calls of PyTorch, which are no slower than the launch of a kernel.
         kernels = {"cpu": shared_scan if shares and not per_key else compiled} if q.size(1) != 1 else {}
         scan = choose({"reference": reference, "torch": chunked, **kernels}, arguments[0])
-        if shares and scan not in (shared_scan, reference):
-            arguments = [*(_repeat(z, v.size(2)) for z in arguments[:2]), *arguments[2:]]
         o, state = scan(*arguments, scale=scale, state=state, reset=reset)
     return o.to(v.dtype), state
 
@@ -112,8 +112,8 @@ def reference(
 
 
 def chunked(
-    q: Float[Tensor, "B T H K"],
-    k: Float[Tensor, "B T H K"],
+    q: Float[Tensor, "B T G K"],
+    k: Float[Tensor, "B T G K"],
     v: Float[Tensor, "B T H V"],
     log_decay: Float[Tensor, "B T H"] | Float[Tensor, "B T H K"] | None = None,
     *,
@@ -122,6 +122,7 @@ def chunked(
     reset: Bool[Tensor, "B T"] | None = None,
 ) -> tuple[Float[Tensor, "B T H V"], Float[Tensor, "B H K V"]]:
     """The same by products over chunks."""
+    q, k = _repeat(q, v.size(2)), _repeat(k, v.size(2))
     state = _empty(k, v) if state is None else state
     batch, time, heads = q.shape[:3]
     if time == 0:
@@ -143,6 +144,8 @@ def chunked(
 
 def _repeat(x: Tensor, heads: int) -> Tensor:
     """(B, T, G, K) -> (B, T, H, K), of one group a view."""
+    if x.size(2) == heads:
+        return x
     return x.unsqueeze(3).expand(-1, -1, -1, heads // x.size(2), -1).flatten(2, 3)
 
 

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from seriatim.cli.task_report import describe, finish, level_names, many_colours, percent, plain_text
 
-__all__ = ["draw", "table"]
+__all__ = ["draw", "error_bars", "table"]
 
 
 def table(results: Mapping[str, Any]) -> str:
@@ -95,17 +95,17 @@ def _bars(axes: Any, rows: Sequence[Mapping[str, Any]], constant: float, colours
     found = [(row["mixer"], row["lengths"][0]["accuracy"]) for row in rows if row["lengths"]]
     found.sort(key=lambda pair: -pair[1]["mean"])
     for place, (name, spread) in enumerate(found):
-        axes.bar(place, spread["mean"], yerr=_errors([spread]), color=colours[name], width=0.7, capsize=3)
+        axes.bar(place, spread["mean"], yerr=error_bars([spread]), color=colours[name], width=0.7, capsize=3)
     axes.axhline(constant, color="#6b7280", linestyle="--", label="best constant answer")
     axes.set_xticks(range(len(found)), [name for name, _ in found], rotation=30, ha="right", fontsize=8)
 
 
 def _curve(axes: Any, places: Sequence[int], spreads: Sequence[Mapping[str, float]], colour: str, name: str) -> None:
     means = [spread["mean"] for spread in spreads]
-    axes.errorbar(places, means, _errors(spreads), color=colour, marker="o", markersize=4, capsize=3, label=name)
+    axes.errorbar(places, means, error_bars(spreads), color=colour, marker="o", markersize=4, capsize=3, label=name)
 
 
-def _errors(spreads: Sequence[Mapping[str, float]]) -> list[list[float]]:
+def error_bars(spreads: Sequence[Mapping[str, float]]) -> list[list[float]]:
     """How far error bars go down and up: a deviation, but not below nothing right or above all."""
     return [
         [min(spread["deviation"], spread["mean"]) for spread in spreads],
